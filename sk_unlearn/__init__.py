@@ -1,0 +1,8 @@
+"""Certified machine unlearning for neural networks, as scikit-learn estimators."""
+
+from .certificate import Assumption, Certificate, Status
+from .estimator import CertifiedNeuralClassifier
+
+__version__ = "0.1.0"
+
+__all__ = ["Assumption", "Certificate", "CertifiedNeuralClassifier", "Status"]

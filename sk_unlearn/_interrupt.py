@@ -1,0 +1,32 @@
+"""Tell a user's Ctrl-C from a callback that stops training by the same exception."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def watch_interrupt() -> Iterator[list[int]]:
+    """Yield a list that is non-empty once SIGINT has arrived; the signal acts as before.
+
+    Only the main thread receives signals; elsewhere the list stays empty.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield pressed
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,242 @@
+"""The training rows: found by content, position or id; counted with their duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .exceptions import DeletionRequestError, UnknownRowError
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows that the model was trained on and that were not deleted since.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, ...), float32
+    y : ndarray of shape (n,), int64
+        Class indices.
+    sample_ids : ndarray of shape (n,) or None
+        Whose row it is; ids may repeat.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    sample_ids: np.ndarray | None = None
+    _hashes: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_hashes": []}
+
+    def take(self, positions: np.ndarray) -> TrainingRows:
+        """Return copies of some rows, in the order given."""
+        ids = None if self.sample_ids is None else self.sample_ids[positions]
+        hashes = [h[positions] for h in self._hashes]
+        return TrainingRows(self.X[positions], self.y[positions], ids, hashes)
+
+    def without(self, positions: np.ndarray) -> TrainingRows:
+        """Return copies of the rows that are not at `positions`."""
+        keep = np.ones(len(self), dtype=bool)
+        keep[positions] = False
+        return self.take(np.flatnonzero(keep))
+
+    def joined(self, other: TrainingRows) -> TrainingRows:
+        """Append the rows of `other` that are not here yet, as multisets.
+
+        Training again on the same rows must not store them twice, or one deletion would
+        leave a copy behind.
+        """
+        if len(self) == len(other) and np.array_equal(self.X, other.X):
+            if np.array_equal(self.y, other.y) and _same_ids(self, other):
+                return self
+        if (self.sample_ids is None) != (other.sample_ids is None):
+            raise ValueError("sample_ids were given for some rows only; give them for all")
+        here, there, ids = self._keys(), other._keys(), None
+        if self.sample_ids is not None:
+            owners = np.concatenate([self.sample_ids, other.sample_ids])
+            _, codes = np.unique(owners, return_inverse=True)
+            here = _with_label(here, codes[: len(self)] + 1)
+            there = _with_label(there, codes[len(self) :] + 1)
+        fresh = other.take(np.flatnonzero(_match(there, here) < 0))
+        if self.sample_ids is not None:
+            ids = np.concatenate([self.sample_ids, fresh.sample_ids])
+        return TrainingRows(
+            np.concatenate([self.X, fresh.X]), np.concatenate([self.y, fresh.y]), ids
+        )
+
+    def find_content(self, X: np.ndarray, y: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the positions of rows given by content; each copy counts once.
+
+        Raises
+        ------
+        UnknownRowError
+            If a row was not trained on, was trained on with another label, or is asked
+            for more often than it is here.
+        """
+        wanted = _row_hash(X)
+        where = _match(_with_label(wanted, y), self._keys())
+        equal = (where >= 0) & (self.X[where] == X).all(axis=tuple(range(1, X.ndim)))
+        missing = np.flatnonzero(~equal)
+        if len(missing):
+            raise UnknownRowError(self._explain_missing(missing, wanted, y, labels))
+        return where
+
+    def _explain_missing(
+        self, missing: np.ndarray, wanted: np.ndarray, y: np.ndarray, labels: np.ndarray
+    ) -> str:
+        first = int(missing[0])
+        here = np.flatnonzero(self._row_hashes() == wanted[first])
+        rows = _some(missing)
+        if not len(here):
+            return (
+                f"rows {rows} of X_u are not among the {len(self)} training rows (or were deleted "
+                "before); rows must be equal to the training rows to the last bit of float32"
+            )
+        known = sorted({repr(k) for k in labels[self.y[here]].tolist()})
+        if labels[y[first]] not in labels[self.y[here]]:
+            return (
+                f"row {first} of X_u was trained on with the label {', '.join(known)}, not "
+                f"{labels.tolist()[y[first]]!r}"
+            )
+        return (
+            f"rows {rows} of X_u are asked for more often than they are among the training rows "
+            f"(row {first} is there {int(np.sum(self.y[here] == y[first]))} times)"
+        )
+
+    def find_indices(self, indices: Any) -> np.ndarray:
+        """Check positions among the present training rows.
+
+        Raises
+        ------
+        UnknownRowError
+            If one is out of range.
+        DeletionRequestError
+            If one is named twice, or they are not whole numbers.
+        """
+        positions = np.asarray(indices)
+        if positions.dtype == bool and positions.shape == (len(self),):
+            positions = np.flatnonzero(positions)
+        if positions.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if positions.ndim != 1 or not np.issubdtype(positions.dtype, np.integer):
+            raise DeletionRequestError(
+                f"indices={indices!r}; give a list of whole numbers, positions among the training "
+                "rows that are left"
+            )
+        outside = positions[(positions < 0) | (positions >= len(self))]
+        if len(outside):
+            raise UnknownRowError(
+                f"indices {_some(outside)} are outside 0 ... {len(self) - 1}, the positions of the "
+                "training rows that are left"
+            )
+        unique, counts = np.unique(positions, return_counts=True)
+        if len(unique) < len(positions):
+            raise DeletionRequestError(f"indices {_some(unique[counts > 1])} are named twice")
+        return positions.astype(np.int64)
+
+    def find_ids(self, sample_ids: Sequence[Any]) -> np.ndarray:
+        """Return the positions of all rows of the given ids.
+
+        Raises
+        ------
+        UnknownRowError
+            If an id owns no row.
+        DeletionRequestError
+            If an id is named twice, or fit was given no ids.
+        """
+        if self.sample_ids is None:
+            raise DeletionRequestError(
+                "sample_ids cannot be found: fit was called without sample_ids"
+            )
+        wanted = as_ids(sample_ids)
+        unique, counts = np.unique(wanted, return_counts=True)
+        if len(unique) < len(wanted):
+            raise DeletionRequestError(f"sample_ids {_some(unique[counts > 1])} are named twice")
+        missing = np.setdiff1d(unique, self.sample_ids)
+        if len(missing):
+            raise UnknownRowError(f"sample_ids {_some(missing)} own no training row")
+        return np.flatnonzero(np.isin(self.sample_ids, unique))
+
+    def count_duplicates(self, deleted: TrainingRows) -> int:
+        """Count the rows here that are equal, in features and label, to a deleted row."""
+        return int(np.isin(self._keys(), deleted._keys()).sum())
+
+    def _row_hashes(self) -> np.ndarray:
+        if not self._hashes:
+            self._hashes.append(_row_hash(self.X))
+        return self._hashes[0]
+
+    def _keys(self) -> np.ndarray:
+        return _with_label(self._row_hashes(), self.y)
+
+
+def as_ids(sample_ids: Sequence[Any]) -> np.ndarray:
+    """Return ids as a one-dimensional array of numbers or strings that compares and sorts."""
+    ids = np.asarray(sample_ids)
+    if ids.dtype == object:
+        ids = np.asarray([str(i) for i in ids.ravel()]).reshape(ids.shape)
+    if ids.ndim != 1:
+        raise ValueError(f"sample_ids have the shape {ids.shape}; give one id for each row")
+    return ids
+
+
+def _row_hash(X: np.ndarray) -> np.ndarray:
+    """Return a 64-bit hash of each row: multiply-shift over its float32 words."""
+    width = int(np.prod(X.shape[1:]))
+    words = np.ascontiguousarray(X, dtype=np.float32).reshape(len(X), width) + np.float32(0.0)
+    words = words.view(np.uint32)
+    weights = np.random.default_rng(20240721).integers(
+        1, 2**63, size=words.shape[1], dtype=np.uint64
+    ) * np.uint64(2) + np.uint64(1)
+    out = np.empty(len(X), dtype=np.uint64)
+    for start in range(0, len(X), _CHUNK):
+        part = words[start : start + _CHUNK].astype(np.uint64)
+        part *= np.uint64(0x9E3779B97F4A7C15)
+        part ^= part >> np.uint64(29)
+        out[start : start + _CHUNK] = part @ weights
+    return out
+
+
+def _with_label(hashes: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return hashes * np.uint64(0x9E3779B97F4A7C15) ^ (y.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93))
+
+
+def _match(wanted: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Pair equal keys, the k-th copy with the k-th copy; -1 where there is none."""
+    order = np.argsort(present, kind="stable")
+    ranked = present[order]
+    place = np.searchsorted(ranked, wanted) + _copy_number(wanted)
+    found = place < len(ranked)
+    found[found] = ranked[place[found]] == wanted[found]
+    return np.where(found, order[np.where(found, place, 0)], -1)
+
+
+def _copy_number(keys: np.ndarray) -> np.ndarray:
+    """Return for each entry how many equal entries stand before it."""
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    counts = np.diff(np.r_[starts, len(keys)])
+    out = np.empty(len(keys), dtype=np.int64)
+    out[order] = np.arange(len(keys)) - np.repeat(starts, counts)
+    return out
+
+
+def _same_ids(one: TrainingRows, other: TrainingRows) -> bool:
+    if one.sample_ids is None or other.sample_ids is None:
+        return one.sample_ids is other.sample_ids
+    return np.array_equal(one.sample_ids, other.sample_ids)
+
+
+def _some(values: np.ndarray) -> str:
+    shown = ", ".join(str(v) for v in values[:5].tolist())
+    return shown + (f", ... ({len(values)} in all)" if len(values) > 5 else "")

@@ -1,0 +1,269 @@
+"""Deletion on a fitted net: find the rows, run the method, write the certificate, or nothing."""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.history import History
+from torch.nn.utils import vector_to_parameters
+
+from ._rows import TrainingRows
+from ._validation import check_guarantee
+from .accounting import calibrate
+from .assumptions import Assumption, Status
+from .certificate import Certificate
+from .events import ExactRelease
+from .exceptions import DeletionRequestError, UnlearningWarning
+from .methods import Outcome, Retrain
+from .noise import NoiseSource, grid_step
+
+SCOPE = (
+    "someone who also holds a model released before this deletion",
+    "requests that were chosen by looking at something released while the rows were present",
+    "hyper-parameters, preprocessing, early stopping or classes chosen by looking at the rows",
+    "copies of the data kept elsewhere, and how long the deletion took",
+    "the last bits of floating-point arithmetic: the statement is about real numbers, released on "
+    "a fixed public grid",
+)
+
+
+class UnlearningMixin:
+    """``unlearn`` for a net that keeps its training rows in ``rows_``."""
+
+    def unlearn(
+        self,
+        X_u: Any = None,
+        y_u: Any = None,
+        epsilon: float = 1.0,
+        delta: float = 1e-5,
+        *,
+        indices: Any = None,
+        sample_ids: Any = None,
+        X_r: Any = None,
+        y_r: Any = None,
+    ) -> UnlearningMixin:
+        """Delete training rows and release a certified model.
+
+        Rows are named in exactly one way. Everything happens on a copy: whatever fails,
+        or is interrupted, leaves the net as it was.
+
+        Parameters
+        ----------
+        X_u : array-like of shape (n_u, ...), optional
+            Rows to delete, by content: equal to the training rows as float32.
+        y_u : array-like of shape (n_u,), optional
+            Their labels.
+        epsilon, delta : float
+            The guarantee (T0). Methods that are exact give epsilon = delta = 0 instead.
+        indices : array-like of int, optional
+            Positions among the training rows that are left. An empty list is the release
+            step alone, certified with ``n_deleted = 0``.
+        sample_ids : array-like, optional
+            Delete every row of these ids (of ``fit(..., sample_ids=...)``).
+        X_r, y_r : array-like, optional
+            The rows that stay; needed, and only then, with ``store_data=False``, where
+            rows are named by content.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        DeletionRequestError
+            If the request is malformed: the message names the rows or quotes the value.
+        UnknownRowError
+            If a row was not trained on, or is not there any more.
+        CalibrationError, NotApplicableError, ToleranceNotReachedError
+            If the method cannot give the guarantee.
+        """
+        self.check_is_fitted()
+        epsilon, delta = check_guarantee(epsilon, delta)
+        retained, deleted = self._split_rows(X_u, y_u, indices, sample_ids, X_r, y_r)
+        self._check_remaining(retained, deleted)
+        self._hint()
+        event = calibrate(self.method_.event(self._setting()), epsilon, delta)
+        noise = NoiseSource(self.noise_seed, self.n_releases_)
+        problem = self._problem(retained, deleted, lambda: self._refit(retained), noise)
+        outcome = self.method_.unlearn(problem, event)
+        if not np.isfinite(outcome.parameters).all():
+            raise ValueError(f"{self.method_!r} returned weights that are not finite")
+        certificate = self._certify(outcome, problem, epsilon, delta, retained, deleted)
+        vars(self).update(self._released(outcome, retained, certificate))
+        return self
+
+    def _split_rows(
+        self, X_u: Any, y_u: Any, indices: Any, sample_ids: Any, X_r: Any, y_r: Any
+    ) -> tuple[TrainingRows, TrainingRows]:
+        by_content = X_u is not None or y_u is not None
+        given = [by_content, indices is not None, sample_ids is not None]
+        if sum(given) != 1:
+            raise DeletionRequestError(
+                "name the rows in exactly one way: X_u and y_u, or indices, or sample_ids"
+            )
+        if self.rows_ is None:
+            return self._rows_from_caller(X_u, y_u, X_r, y_r)
+        if X_r is not None or y_r is not None:
+            raise DeletionRequestError(
+                "X_r and y_r are for store_data=False; this net keeps its training rows"
+            )
+        rows = self.rows_
+        if by_content:
+            wanted = self._request_rows(X_u, y_u, "X_u", "y_u")
+            positions = rows.find_content(wanted.X, wanted.y, self._label_names())
+        elif indices is not None:
+            positions = rows.find_indices(indices)
+        else:
+            positions = rows.find_ids(sample_ids)
+        return rows.without(positions), rows.take(positions)
+
+    def _rows_from_caller(
+        self, X_u: Any, y_u: Any, X_r: Any, y_r: Any
+    ) -> tuple[TrainingRows, TrainingRows]:
+        if X_u is None or X_r is None:
+            raise DeletionRequestError(
+                "this net keeps no training rows (store_data=False): pass the rows to delete as X_u, "
+                "y_u and the rows that stay as X_r, y_r"
+            )
+        deleted = self._request_rows(X_u, y_u, "X_u", "y_u")
+        retained = self._request_rows(X_r, y_r, "X_r", "y_r")
+        if len(deleted) + len(retained) != self.n_rows_:
+            raise DeletionRequestError(
+                f"{len(deleted)} rows to delete and {len(retained)} that stay are not the "
+                f"{self.n_rows_} rows of the training set"
+            )
+        return retained, deleted
+
+    def _request_rows(self, X: Any, y: Any, X_name: str, y_name: str) -> TrainingRows:
+        if X is None or y is None:
+            missing = X_name if X is None else y_name
+            raise DeletionRequestError(f"{missing} is missing: pass {X_name} and {y_name} together")
+        try:
+            return self._encode_request(X, y)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, DeletionRequestError):
+                raise
+            raise DeletionRequestError(f"{X_name}, {y_name}: {error}") from error
+
+    def _check_remaining(self, retained: TrainingRows, deleted: TrainingRows) -> None:
+        if not len(retained):
+            raise DeletionRequestError(
+                f"all {len(deleted)} training rows would be deleted; nothing remains to train on. "
+                "Discard the model instead"
+            )
+
+    def _certify(
+        self,
+        outcome: Outcome,
+        problem: Any,
+        epsilon: float,
+        delta: float,
+        retained: TrainingRows,
+        deleted: TrainingRows,
+    ) -> Certificate:
+        exact = isinstance(outcome.event, ExactRelease)
+        duplicates = retained.count_duplicates(deleted)
+        assumptions = list(outcome.assumptions) + self._release_assumptions(outcome, duplicates)
+        scope = list(SCOPE) + list(outcome.scope) + self._training_scope()
+        return Certificate.issue(
+            outcome.event,
+            0.0 if exact else epsilon,
+            0.0 if exact else delta,
+            tuple(assumptions),
+            method=" ".join(repr(self.method_).split()),
+            n_deleted=len(deleted),
+            n_retained=len(retained),
+            n_parameters=problem.setting.n_parameters,
+            scope=tuple(scope),
+            weights_norm=float(np.linalg.norm(outcome.parameters - problem.reference)),
+            diagnostics=outcome.diagnostics | {"duplicates_retained": duplicates},
+        )
+
+    def _release_assumptions(self, outcome: Outcome, duplicates: int) -> list[Assumption]:
+        out = []
+        sigma = getattr(outcome.event, "sigma", None)
+        if sigma is not None:
+            grid = f"on the public grid {grid_step(float(np.min(sigma))):.3g}"
+            if self.noise_seed is None:
+                source = "drawn from the operating system's entropy, released "
+                out.append(Assumption("noise", Status.BY_CONSTRUCTION, source + grid))
+            else:
+                source = "drawn from noise_seed, which stays secret and is used once; released "
+                out.append(Assumption("noise", Status.ASSUMED, source + grid))
+        if not self.method_.covers_buffers:
+            out.append(
+                Assumption(
+                    "buffers",
+                    Status.BY_CONSTRUCTION,
+                    "no buffer of the module changed in training: all that was learned is released "
+                    "with noise",
+                )
+            )
+        out.append(
+            Assumption(
+                "state",
+                Status.BY_CONSTRUCTION,
+                "optimizer state, history, generator state, solver state and the deleted rows are "
+                "dropped from the estimator",
+                f"{duplicates} retained rows are equal to a deleted one" if duplicates else "",
+            )
+        )
+        return out
+
+    def _training_scope(self) -> list[str]:
+        out = []
+        if self.rows_ is None:
+            out.append("whether X_r, y_r are the training rows that remain: the caller says so")
+        if self.fit_config_["train_split"]:
+            out.append("a validation split was used in training")
+        if self.fit_config_["callbacks"]:
+            out.append("callbacks ran in training; what they keep or wrote elsewhere is not covered")
+        return out
+
+    def _released(
+        self, outcome: Outcome, retained: TrainingRows, certificate: Certificate
+    ) -> dict[str, Any]:
+        """Return the attributes of the net after the release; nothing of the old state."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        module = deepcopy(self.module_ if outcome.module is None else outcome.module)
+        vars(twin)["module_"] = module
+        trainable = twin._trainable()
+        released = torch.as_tensor(outcome.parameters)
+        for parameter in trainable:
+            parameter.grad = None
+        if outcome.module is None:
+            like = trainable[0]
+            vector_to_parameters(released.to(like.device, like.dtype), trainable)
+        vars(twin).update(
+            history_=History(),
+            rng_state_=None,
+            method_state_=None,
+            rows_=None if self.rows_ is None else retained,
+            n_rows_=len(retained),
+            n_releases_=self.n_releases_ + 1,
+            certificate_=certificate,
+        )
+        verbose, vars(twin)["verbose"] = twin.verbose, 0
+        twin._initialize_optimizer()
+        twin._initialize_callbacks()
+        vars(twin)["verbose"] = verbose
+        return vars(twin)
+
+    def _hint(self) -> None:
+        if self.method == "auto" and isinstance(self.method_, Retrain) and not self.n_releases_:
+            warnings.warn(
+                "method='auto' retrains from scratch, which is exact: no cheaper method is proved to "
+                f"keep the accuracy of {type(self.module_).__name__}. For deletion without "
+                "retraining use module=LinearHead on fixed features (method=Residual(), formal); "
+                "OutputPerturbation() covers any module and destroys most. Say method=Retrain() to "
+                "silence this.",
+                UnlearningWarning,
+                stacklevel=3,
+            )

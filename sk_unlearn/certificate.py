@@ -1,0 +1,261 @@
+"""What is promised about one release, on which assumptions, in a form that anyone can check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from math import inf, isfinite, isnan
+from typing import Any
+
+from . import bounds
+from ._certificate_text import as_html, as_text
+from .accounting import event_delta, event_mu
+from .assumptions import Assumption, Status
+from .events import Event, GaussianRelease, event_from_dict
+from .exceptions import CertificateError, SkUnlearnError
+
+FORMAT = "sk_unlearn certificate 1"
+_OPERATOR_ONLY = ("n_deleted", "diagnostics")
+__all__ = ["Assumption", "Certificate", "Status"]
+
+_PACKAGES = ("sk-unlearn", "numpy", "scipy", "scikit-learn", "skorch", "torch")
+
+
+@dataclass(frozen=True, repr=False)
+class Certificate:
+    """An (epsilon, delta) statement about one release, with all that is needed to check it.
+
+    The statement is (T0) of the theory notes: the released parameters are
+    (epsilon, delta)-indistinguishable from those of the same release step run on a model
+    that never saw the deleted rows. ``epsilon`` is what was asked for, to the last bit;
+    what the event buys is never more than that (:meth:`verify`).
+
+    Parameters
+    ----------
+    epsilon, delta : float
+        The guarantee. ``epsilon`` is infinite where nothing is proved.
+    mu : float or None
+        Gaussian-DP parameter of the event (T1), None where a method has none.
+    sigma : float or None
+        Standard deviation of the noise per weight, absolute.
+    sensitivity : float or None
+        Euclidean distance that the noise covers, over all weights together.
+    method : str
+        The method, with its parameters.
+    event : Event
+        The record of what ran.
+    n_deleted : int or None
+        Rows deleted by this release; None in the public copy.
+    n_retained, n_parameters : int
+        Rows that remain; weights that were released.
+    assumptions : tuple of Assumption
+        What the statement rests on.
+    scope : tuple of str
+        What the statement does not say.
+    weights_norm : float
+        Euclidean distance of the released weights from the anchor, noise included.
+    diagnostics : dict
+        Measurements of this run, for the operator only.
+    versions : dict
+        Versions of the packages that ran.
+    created : str
+        UTC time, ISO 8601; the day alone in the public copy.
+    """
+
+    epsilon: float
+    delta: float
+    mu: float | None
+    sigma: float | None
+    sensitivity: float | None
+    method: str
+    event: Event
+    n_deleted: int | None
+    n_retained: int
+    n_parameters: int
+    assumptions: tuple[Assumption, ...]
+    scope: tuple[str, ...]
+    weights_norm: float
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def formal(self) -> bool:
+        """True when every assumption holds by construction or is proved, and epsilon is finite."""
+        return isfinite(self.epsilon) and all(a.status.formal for a in self.assumptions)
+
+    @property
+    def noise_to_weights(self) -> float:
+        """Expected Euclidean norm of the noise over :attr:`weights_norm`."""
+        if not self.sigma:
+            return 0.0
+        noise = self.sigma * self.n_parameters**0.5
+        return noise / self.weights_norm if self.weights_norm else inf
+
+    @classmethod
+    def issue(
+        cls, event: Event, epsilon: float, delta: float, assumptions: tuple[Assumption, ...], **facts: Any
+    ) -> Certificate:
+        """Write the certificate of a complete event, as asked for or, if it proves nothing, so.
+
+        An event that buys nothing, or a refuted assumption, makes ``epsilon`` infinite.
+
+        Raises
+        ------
+        CertificateError
+            If the event buys less than (epsilon, delta).
+        """
+        mu = event_mu(event)
+        if mu is None or any(a.status is Status.REFUTED for a in assumptions):
+            epsilon = inf
+        certificate = cls(
+            epsilon=epsilon,
+            delta=delta,
+            mu=mu,
+            sigma=getattr(event, "sigma", None),
+            sensitivity=getattr(event, "sensitivity", None),
+            event=event,
+            assumptions=tuple(assumptions),
+            versions={name: metadata.version(name) for name in _PACKAGES},
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            **facts,
+        )
+        return certificate.verify()
+
+    def verify(self) -> Certificate:
+        """Recompute from the event that it buys no more than it says.
+
+        Returns
+        -------
+        Certificate
+            Itself, so that calls can be chained.
+
+        Raises
+        ------
+        CertificateError
+            On any mismatch, naming what is written and what the event gives.
+        """
+        if isnan(self.epsilon) or self.epsilon < 0 or not 0 <= self.delta <= 1:
+            raise CertificateError(f"epsilon = {self.epsilon}, delta = {self.delta} is no guarantee")
+        if any(a.status is Status.REFUTED for a in self.assumptions) and isfinite(self.epsilon):
+            raise CertificateError(f"epsilon = {self.epsilon} although an assumption is REFUTED")
+        for name in ("sigma", "sensitivity"):
+            written, recorded = getattr(self, name), getattr(self.event, name, None)
+            if written != recorded:
+                raise CertificateError(f"{name} = {written}, but the event records {recorded}")
+        try:
+            mu, delta = event_mu(self.event), event_delta(self.event, self.epsilon)
+            if isinstance(self.event, GaussianRelease):
+                self._verify_sensitivity(self.event)
+        except CertificateError:
+            raise
+        except (SkUnlearnError, ValueError, TypeError) as error:
+            raise CertificateError(f"the event cannot be accounted for: {error}") from error
+        if mu != self.mu:
+            raise CertificateError(f"mu = {self.mu}, but the event gives {mu}")
+        if delta > self.delta:
+            raise CertificateError(
+                f"delta = {self.delta} at epsilon = {self.epsilon}, but the event needs {delta}"
+            )
+        return self
+
+    @staticmethod
+    def _verify_sensitivity(event: GaussianRelease) -> None:
+        if event.bound not in bounds.__all__:
+            raise CertificateError(f"{event.bound!r} is not a bound of sk_unlearn.bounds")
+        proved = getattr(bounds, event.bound)(**dict(event.constants))
+        if not event.sensitivity >= proved:
+            raise CertificateError(
+                f"sensitivity = {event.sensitivity}, but {event.bound}"
+                f"({', '.join(f'{k}={v}' for k, v in event.constants)}) is {proved}"
+            )
+
+    def to_json(self, audience: str = "operator") -> str:
+        """Return the certificate as JSON; infinity is the string ``"inf"``.
+
+        Parameters
+        ----------
+        audience : {"operator", "public"}
+            The public copy leaves out what depends on the deleted rows: how many they
+            were, evidence, diagnostics, and the time of day.
+
+        Raises
+        ------
+        ValueError
+            If `audience` is something else.
+        """
+        if audience not in ("operator", "public"):
+            raise ValueError(f"audience={audience!r}; choose 'operator' or 'public'")
+        shown = self if audience == "operator" else self._public()
+        record = {f.name: getattr(shown, f.name) for f in fields(shown)}
+        record["event"] = shown.event.to_dict()
+        record["assumptions"] = [asdict(a) for a in shown.assumptions]
+        if audience == "public":
+            record = {k: v for k, v in record.items() if k not in _OPERATOR_ONLY}
+            for assumption in record["assumptions"]:
+                assumption.pop("evidence")
+        record = {"format": FORMAT, "audience": audience, "formal": shown.formal} | record
+        return json.dumps(_finite(record), indent=1, allow_nan=False)
+
+    def _public(self) -> Certificate:
+        return replace(
+            self,
+            n_deleted=None,
+            diagnostics={},
+            assumptions=tuple(replace(a, evidence="") for a in self.assumptions),
+            created=self.created[:10],
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Certificate:
+        """Read either copy back.
+
+        Raises
+        ------
+        CertificateError
+            If the text is not a certificate of this format.
+        """
+        try:
+            record = json.loads(text)
+            if record.pop("format") != FORMAT:
+                raise CertificateError(f"this version reads {FORMAT!r}")
+            formal, audience = record.pop("formal"), record.pop("audience")
+            if audience == "public":
+                record |= {"n_deleted": None, "diagnostics": {}}
+            for name in ("epsilon", "delta", "mu", "sigma", "sensitivity", "weights_norm"):
+                record[name] = None if record[name] is None else float(record[name])
+            event = record["event"]
+            record["event"] = event_from_dict({k: _number(k, v) for k, v in event.items()})
+            record["assumptions"] = tuple(
+                Assumption(**(a | {"status": Status(a["status"])})) for a in record["assumptions"]
+            )
+            record["scope"] = tuple(record["scope"])
+            certificate = cls(**record)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CertificateError(f"not a certificate: {error}") from error
+        if certificate.formal is not formal:
+            raise CertificateError(f"formal = {formal}, but its assumptions say {certificate.formal}")
+        return certificate
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+
+def _finite(value: Any) -> Any:
+    """Replace the infinities in a tree of JSON values by strings."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    return value
+
+
+def _number(name: str, value: Any) -> Any:
+    return float(value) if name in ("sigma", "sensitivity") and value is not None else value

@@ -1,0 +1,417 @@
+"""CertifiedNeuralClassifier: a skorch net that can forget, and prove it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
+from skorch import NeuralNetClassifier
+from skorch.utils import is_dataset
+from torch import nn
+
+from ._data import BatchIterator, TensorDataset
+from ._interrupt import watch_interrupt
+from ._net import CertifiedNetMixin, to_vector
+from ._rows import TrainingRows, as_ids
+from ._unlearning import UnlearningMixin
+from ._validation import check_fit_keywords, resolve_method
+from .exceptions import DeletionRequestError, UnlearningWarning
+from .methods import UnlearningMethod
+from .noise import NoiseSource
+
+
+class CertifiedNeuralClassifier(UnlearningMixin, CertifiedNetMixin, NeuralNetClassifier):
+    """Neural classifier whose training rows can be deleted, with a certificate.
+
+    ``fit`` minimises ``F(w) = mean over rows of the loss + lam/2 ||w - w_ref||^2`` and
+    projects every iterate onto the ball ``||w - w_ref|| <= C`` (Euclidean norm over all
+    trainable parameters together; Zhang et al. 2024). :meth:`unlearn` removes rows and
+    writes :attr:`certificate_`.
+
+    Parameters
+    ----------
+    module : torch module class or instance, optional
+        Returns logits of shape (n, n_classes). A class is given ``n_features_in``,
+        ``n_classes`` and ``input_shape`` where its signature names them; an instance is
+        copied. Default: :class:`sk_unlearn.modules.MLP`. Images of shape (n, c, h, w) are
+        passed on as they are.
+    lam : float
+        Coefficient of the L2 penalty in ``F``.
+    C : float
+        Radius of the ball.
+    anchor : {"zero", "init"}
+        Centre ``w_ref`` of the ball and of the penalty: the origin, or the (public)
+        initialisation.
+    method : UnlearningMethod or str
+        How rows are removed; an instance from :mod:`sk_unlearn.methods`, or "auto":
+        ``Residual`` where it applies, otherwise ``Retrain``.
+    store_data : bool
+        Keep the training rows, so that they can be found and trained on again. Without
+        them ``unlearn`` needs ``X_r, y_r``.
+    noise_seed : int or None
+        None draws noise from the operating system. A seed makes it reproducible, and the
+        certificate conditional on its secrecy.
+    random_state : int, RandomState or None
+        Seeds initialisation and batches; never the noise.
+    criterion : torch criterion, optional
+        Mean over rows. Default: the module's own, else cross-entropy.
+    classes : array-like, optional
+        All labels that may occur. Declared, they do not depend on the data, and the last
+        row of a class may be deleted.
+    optimizer, lr, max_epochs, batch_size, iterator_train, iterator_valid, dataset, \
+train_split, callbacks, predict_nonlinearity, warm_start, verbose, device, compile, \
+use_caching, torch_load_kwargs, **kwargs
+        As in :class:`skorch.NeuralNetClassifier`, with other defaults: Adam, no
+        validation split, batches gathered once per epoch, silent.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels.
+    certificate_ : Certificate
+        What is promised about the last release; set by :meth:`unlearn`.
+    method_ : UnlearningMethod
+        The method in use.
+    module_ : torch module
+        The trained, or released, network.
+    n_releases_ : int
+        Releases since fit.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sk_unlearn import CertifiedNeuralClassifier
+    >>> from sk_unlearn.modules import LinearHead
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = CertifiedNeuralClassifier(LinearHead, lam=1e-2).fit(X, y)
+    >>> clf.unlearn(X[:2], y[:2], epsilon=1.0, delta=1e-5).certificate_.formal
+    True
+    >>> clf.predict(X[:1])
+    array([0])
+    """
+
+    prefixes_ = [*NeuralNetClassifier.prefixes_, "module", "criterion", "optimizer"]
+    _default_criterion = nn.CrossEntropyLoss
+
+    def __init__(
+        self,
+        module: Any = None,
+        *,
+        lam: float = 1e-3,
+        C: float = 20.0,
+        anchor: str = "zero",
+        method: UnlearningMethod | str = "auto",
+        store_data: bool = True,
+        noise_seed: int | None = None,
+        random_state: Any = None,
+        criterion: Any = None,
+        classes: Any = None,
+        optimizer: Any = torch.optim.Adam,
+        lr: float = 0.01,
+        max_epochs: int = 30,
+        batch_size: int = 128,
+        iterator_train: Any = BatchIterator,
+        iterator_train__shuffle: bool = True,
+        iterator_valid: Any = BatchIterator,
+        dataset: Any = TensorDataset,
+        train_split: Any = None,
+        callbacks: Any = None,
+        predict_nonlinearity: Any = "auto",
+        warm_start: bool = False,
+        verbose: int = 0,
+        device: Any = "cpu",
+        compile: bool = False,
+        use_caching: Any = "auto",
+        torch_load_kwargs: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            module,
+            criterion=criterion,
+            optimizer=optimizer,
+            lr=lr,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            iterator_train=iterator_train,
+            iterator_train__shuffle=iterator_train__shuffle,
+            iterator_valid=iterator_valid,
+            dataset=dataset,
+            train_split=train_split,
+            callbacks=callbacks,
+            predict_nonlinearity=predict_nonlinearity,
+            warm_start=warm_start,
+            verbose=verbose,
+            device=device,
+            compile=compile,
+            use_caching=use_caching,
+            torch_load_kwargs=torch_load_kwargs,
+            classes=classes,
+            **kwargs,
+        )
+        self.lam = lam
+        self.C = C
+        self.anchor = anchor
+        self.method = method
+        self.store_data = store_data
+        self.noise_seed = noise_seed
+        self.random_state = random_state
+        self._keep_parameters_only(kwargs)
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """Labels, sorted; set by fit."""
+        try:
+            return self.classes_inferred_
+        except AttributeError:
+            raise AttributeError(f"{type(self).__name__} has no classes_ before fit") from None
+
+    def fit(
+        self, X: Any, y: Any, sample_ids: Any = None, **fit_params: Any
+    ) -> CertifiedNeuralClassifier:
+        """Train on rows from scratch (or on, with ``warm_start=True``).
+
+        Parameters
+        ----------
+        X : array-like of shape (n, ...)
+            Rows; kept as float32.
+        y : array-like of shape (n,)
+            Labels of any kind.
+        sample_ids : array-like of shape (n,), optional
+            Whose row it is; ids may repeat (one person, many rows).
+        **fit_params
+            None is supported; ``sample_weight`` is refused with the reason.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            If data or parameters are not usable; the message quotes the value. The
+            estimator is then as before.
+        NotApplicableError
+            If the method's theorem does not cover this net.
+        """
+        check_fit_keywords(fit_params)
+        cold = not (self.warm_start and self.initialized_)
+        return self._train_on(X, y, sample_ids, None, cold)
+
+    def partial_fit(
+        self, X: Any, y: Any, classes: Any = None, sample_ids: Any = None, **fit_params: Any
+    ) -> CertifiedNeuralClassifier:
+        """Train on, for ``max_epochs``, on these rows.
+
+        The rows join the training rows; rows that are there already are not counted twice.
+        Methods that solve (``Residual``) solve for all rows together.
+
+        Parameters
+        ----------
+        X, y, sample_ids
+            As in :meth:`fit`.
+        classes : array-like, optional
+            All labels that may occur; on the first call.
+        **fit_params
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        self
+        """
+        check_fit_keywords(fit_params)
+        return self._train_on(X, y, sample_ids, classes, cold=not self.initialized_)
+
+    def _train_on(
+        self, X: Any, y: Any, sample_ids: Any, classes: Any, cold: bool
+    ) -> CertifiedNeuralClassifier:
+        before = dict(vars(self))
+        weights = None if cold else to_vector(self._trainable())
+        try:
+            rows = self._encode_rows(X, y, sample_ids, classes, reset=cold)
+            self._fit_rows(rows, cold)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            if weights is not None:
+                self._restore(weights)
+            raise
+        return self
+
+    def _restore(self, weights: np.ndarray) -> None:
+        like = self._trainable()[0]
+        vector = torch.as_tensor(weights).to(like.device, like.dtype)
+        nn.utils.vector_to_parameters(vector, self._trainable())
+
+    def _fit_rows(self, rows: TrainingRows, cold: bool, forward_interrupt: bool = False) -> None:
+        if cold:
+            self._freeze_setting()
+            self.__dict__.pop("certificate_", None)
+        joined = rows if cold or self.rows_ is None else self.rows_.joined(rows)
+        with self._seeded(restart=cold):
+            if cold:
+                self.initialized_ = False
+                self.initialize()
+                self._check_output(rows)
+                self.method_ = clone(
+                    resolve_method(self.method, self.module_, self.criterion_, self._setting())
+                )
+                self.method_state_, self.n_releases_ = None, 0
+            self._check_method()
+            buffers = {name: b.clone() for name, b in self.module_.named_buffers()}
+            self.notify("on_train_begin", X=rows.X, y=rows.y)
+            if self.method_.trains:
+                self._gradient_steps(rows, forward_interrupt)
+            self.notify("on_train_end", X=rows.X, y=rows.y)
+        self._check_buffers(buffers)
+        self._finish(joined, cold, len(rows))
+
+    def _gradient_steps(self, rows: TrainingRows, forward_interrupt: bool) -> None:
+        """Train; callbacks stop early with a KeyboardInterrupt, a user with a signal."""
+        with watch_interrupt() as pressed:
+            try:
+                self.fit_loop(rows.X, rows.y)
+            except KeyboardInterrupt:
+                if pressed and forward_interrupt:
+                    raise
+                if pressed:
+                    warnings.warn(
+                        "training was interrupted; the model is what it was by then",
+                        UnlearningWarning,
+                        stacklevel=4,
+                    )
+
+    def _finish(self, rows: TrainingRows, cold: bool, n_new: int) -> None:
+        if not np.isfinite(to_vector(self._trainable())).all():
+            raise ValueError(
+                f"training diverged: weights are not finite (lr={self.lr}); lower lr or scale X"
+            )
+        nothing = rows.take(np.empty(0, dtype=np.int64))
+        problem = self._problem(rows, nothing, lambda: self.module_, NoiseSource())
+        solved, self.method_state_ = self.method_.prepare(problem)
+        self._restore(solved)
+        self._ball().project_()
+        keep = self.store_data
+        self.n_rows_ = len(rows) if cold or keep else self.n_rows_ + n_new
+        self.rows_ = rows if keep else None
+
+    def _encode_rows(
+        self, X: Any, y: Any, sample_ids: Any, classes: Any, reset: bool
+    ) -> TrainingRows:
+        if is_dataset(X):
+            raise TypeError(
+                f"X is a {type(X).__name__}; torch Datasets are not supported, because rows must be "
+                "stored and found again: pass arrays"
+            )
+        X, y = validate_data(
+            self, X, y, reset=reset, dtype=np.float32, order="C", allow_nd=True, multi_output=False
+        )
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+        if reset:
+            self.input_shape_ = X.shape[1:]
+            self._set_classes(classes if classes is not None else self.classes, y)
+        elif X.shape[1:] != self.input_shape_:
+            raise ValueError(
+                f"rows have the shape {X.shape[1:]}; this net was fitted on {self.input_shape_}"
+            )
+        unseen = np.setdiff1d(y, self.classes_)
+        if len(unseen):
+            raise ValueError(
+                f"y contains labels not seen before: {unseen[:5].tolist()}; declare classes="
+            )
+        ids = None if sample_ids is None else as_ids(sample_ids)
+        if ids is not None and len(ids) != len(y):
+            raise ValueError(f"{len(ids)} sample_ids for {len(y)} rows; give one for each")
+        return TrainingRows(np.array(X), np.searchsorted(self.classes_, y).astype(np.int64), ids)
+
+    def _encode_request(self, X: Any, y: Any) -> TrainingRows:
+        return self._encode_rows(X, y, None, None, reset=False)
+
+    def _set_classes(self, declared: Any, y: np.ndarray) -> None:
+        found = np.unique(y if declared is None else np.asarray(declared))
+        if len(found) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes; the data contain one class: "
+                f"{found.tolist()}"
+            )
+        self.classes_inferred_ = found
+        self.classes_declared_ = declared is not None
+
+    def _sizes(self) -> dict[str, Any]:
+        sizes = super()._sizes()
+        if hasattr(self, "classes_inferred_"):
+            sizes["n_classes"] = len(self.classes_)
+        return sizes
+
+    def _n_outputs(self) -> int:
+        return len(self.classes_)
+
+    def _label_names(self) -> np.ndarray:
+        return self.classes_
+
+    @torch.no_grad()
+    def _check_output(self, rows: TrainingRows) -> None:
+        self.module_.eval()
+        output = self.infer(torch.as_tensor(rows.X[:2]))
+        output = output[0] if isinstance(output, tuple) else output
+        wanted = (min(2, len(rows)), len(self.classes_))
+        if tuple(output.shape) != wanted:
+            raise ValueError(
+                f"the module returned the shape {tuple(output.shape)} for {wanted[0]} rows and "
+                f"{wanted[1]} classes; it must return logits of the shape {wanted}"
+            )
+
+    def _check_remaining(self, retained: TrainingRows, deleted: TrainingRows) -> None:
+        super()._check_remaining(retained, deleted)
+        gone = np.setdiff1d(deleted.y, retained.y)
+        if len(gone) and not self.classes_declared_:
+            labels = ", ".join(repr(label) for label in self.classes_[gone].tolist())
+            raise DeletionRequestError(
+                f"the last row of class {labels} would be deleted, and a retrained model would have "
+                "fewer outputs; declare classes= at construction to allow it"
+            )
+
+    def _refit(self, retained: TrainingRows) -> nn.Module:
+        net = clone(type(self)(**(self.fit_config_ | {"method": "retrain", "verbose": self.verbose})))
+        for name in ("n_features_in_", "input_shape_", "classes_inferred_", "classes_declared_"):
+            vars(net)[name] = vars(self)[name]
+        net._fit_rows(retained, cold=True, forward_interrupt=True)
+        return net.module_
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the logits (n, K), or for two classes their difference (n,)."""
+        logits = self._first(self.forward(self._validate_X(X)))
+        if isinstance(self.criterion_, nn.NLLLoss):
+            logits = logits.log()
+        scores = logits.numpy()
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return class probabilities (n, K), float32."""
+        return super().predict_proba(self._validate_X(X))
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of :meth:`predict_proba`."""
+        return np.log(self.predict_proba(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return labels (n,); class indices for a torch Dataset, as skorch's scorers expect."""
+        best = self.predict_proba(X).argmax(axis=1)
+        return best if is_dataset(X) else self.classes_[best]
+
+    @staticmethod
+    def _first(output: Any) -> torch.Tensor:
+        return output[0] if isinstance(output, tuple) else output
+
+    def _get_predict_nonlinearity(self) -> Any:
+        own = getattr(self.criterion_, "probabilities", None)
+        if self.predict_nonlinearity == "auto" and own is not None:
+            return own
+        return super()._get_predict_nonlinearity()

@@ -1,0 +1,122 @@
+"""The risk of a linear head in float64, with a proved bound on its gradient's rounding error.
+
+The same objective as everywhere, ``mean loss + lam/2 ||W - W_ref||^2``, for
+:class:`sk_unlearn.modules.LinearHead`: there the loss is convex, the model is affine in
+its parameters, and value, gradient and Hessian product are matrix products.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit, log_softmax, softmax
+
+from . import bounds
+
+
+class HeadRisk:
+    """Objective of a linear head on fixed rows (T12), all in float64.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, ...)
+        Features; flattened, and a constant column is appended for the bias.
+    y : ndarray of shape (n,)
+        Class indices.
+    n_classes : int
+        Number of heads K.
+    lam : float
+        Coefficient of the penalty on all weights, the bias too.
+    reference : ndarray of shape (K, d + 1)
+        Centre of the penalty.
+    multi_class : {"ovr", "multinomial"}
+        Which loss.
+    """
+
+    def __init__(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        n_classes: int,
+        lam: float,
+        reference: np.ndarray,
+        multi_class: str,
+    ) -> None:
+        flat = X.reshape(len(X), -1)
+        self.X = np.empty((flat.shape[0], flat.shape[1] + 1))
+        self.X[:, :-1] = flat
+        self.X[:, -1] = 1.0
+        self.y = y
+        self.lam = lam
+        self.reference = reference
+        self.multi_class = multi_class
+        self.constants = bounds.head_constants(multi_class, n_classes)
+        self.shape = (n_classes, self.X.shape[1])
+        self._rows = np.arange(len(y))
+        self._row_norms = np.linalg.norm(self.X, axis=1)
+
+    def value(self, W: np.ndarray) -> float:
+        """Return the objective at W (K, d + 1)."""
+        logits = self.X @ W.T
+        own = logits[self._rows, self.y]
+        if self.multi_class == "ovr":
+            loss = np.logaddexp(0.0, logits).sum(axis=1) - own
+        else:
+            loss = -log_softmax(logits, axis=1)[self._rows, self.y]
+        return float(loss.mean() + 0.5 * self.lam * np.sum((W - self.reference) ** 2))
+
+    def residuals(self, W: np.ndarray) -> np.ndarray:
+        """Return the loss gradients in the logits (n, K)."""
+        logits = self.X @ W.T
+        P = expit(logits) if self.multi_class == "ovr" else softmax(logits, axis=1)
+        P[self._rows, self.y] -= 1.0
+        return P
+
+    def gradient(self, W: np.ndarray) -> np.ndarray:
+        """Return the gradient at W, mean over rows, penalty included."""
+        return self._gradient(W, self.residuals(W))
+
+    def _gradient(self, W: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+        return residuals.T @ self.X / len(self.y) + self.lam * (W - self.reference)
+
+    def gradient_norm_bound(self, W: np.ndarray) -> tuple[float, float, np.ndarray]:
+        """Return a proved upper bound on the norm of the true gradient at W.
+
+        Returns
+        -------
+        bound, rounding : float
+            ``||true gradient|| <= bound = (1 + gamma) ||computed|| + rounding`` (T12).
+        gradient : ndarray of shape (K, d + 1)
+            The computed gradient.
+        """
+        residuals = self.residuals(W)
+        gradient = self._gradient(W, residuals)
+        mean_product = float(np.linalg.norm(residuals, axis=1) @ self._row_norms) / len(self.y)
+        rounding = bounds.gradient_rounding_error(
+            n_rows=len(self.y),
+            n_features=self.shape[1],
+            n_heads=self.shape[0],
+            row_norm=float(self._row_norms.max()),
+            mean_residual_times_row=mean_product,
+            smoothness=self.constants.smoothness,
+            lam=self.lam,
+            weights_norm=float(np.linalg.norm(W)),
+            offset_norm=float(np.linalg.norm(W - self.reference)),
+        )
+        bound = bounds.computed_norm_bound(float(np.linalg.norm(gradient)), W.size) + rounding
+        return bound, rounding, gradient
+
+    def hessian_product(self, W: np.ndarray):
+        """Return the map V -> H(W) V on arrays (K, d + 1)."""
+        logits = self.X @ W.T
+        if self.multi_class == "ovr":
+            weights = expit(logits) * expit(-logits)
+
+            def curve(Z: np.ndarray) -> np.ndarray:
+                return weights * Z
+        else:
+            P = softmax(logits, axis=1)
+
+            def curve(Z: np.ndarray) -> np.ndarray:
+                return P * (Z - np.sum(P * Z, axis=1, keepdims=True))
+
+        return lambda V: curve(self.X @ V.T).T @ self.X / len(self.y) + self.lam * V

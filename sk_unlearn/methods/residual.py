@@ -1,0 +1,217 @@
+"""Solve to a declared gradient norm, then add noise far below the data's effect (T12)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from math import inf, nextafter
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from .. import bounds
+from ..assumptions import Assumption, Status
+from ..constraint import project
+from ..convex import Minimum, minimise
+from ..events import Event, GaussianRelease
+from ..exceptions import NotApplicableError, ToleranceNotReachedError, UnlearningWarning
+from ..head_risk import HeadRisk
+from ..modules import LinearHead
+from .base import OneShotMethod, Outcome, Problem, Setting
+
+
+class Residual(OneShotMethod):
+    r"""Certified deletion for strongly convex objectives, without loss of accuracy (T12).
+
+    Retained rows are solved for until the gradient norm is proved to be at most
+    :math:`\tau`; the retrained model of the other world is held to the same. Both are then
+    within :math:`\tau/\mathrm{lam}` of the one optimum, so at most
+    :math:`2\tau/\mathrm{lam}` apart (Euclidean norm over all heads together), whatever was
+    deleted and however much. :math:`\tau` is declared before any row is looked at.
+
+    Applies to :class:`sk_unlearn.modules.LinearHead` with ``lam > 0``. ``fit`` solves in
+    float64 and takes no gradient steps.
+
+    Parameters
+    ----------
+    noise_std : float or None
+        Standard deviation of the noise per weight, absolute. The tolerance follows from it
+        and from (epsilon, delta).
+    tol : float or None
+        Instead of `noise_std`: the gradient norm :math:`\tau` to reach; then the noise
+        follows. Exactly one of the two may be given.
+
+    Raises
+    ------
+    NotApplicableError
+        At fit, when the module is not affine in its parameters or ``lam`` is 0.
+    ToleranceNotReachedError
+        At unlearn, when the tolerance is below the rounding error of the gradient.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sk_unlearn import CertifiedNeuralClassifier
+    >>> from sk_unlearn.methods import Residual
+    >>> from sk_unlearn.modules import LinearHead
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = CertifiedNeuralClassifier(LinearHead, lam=1e-2, method=Residual())
+    >>> clf = clf.fit(X, y).unlearn(X[:3], y[:3], epsilon=1.0, delta=1e-5)
+    >>> clf.certificate_.formal, clf.certificate_.epsilon
+    (True, 1.0)
+    """
+
+    trains = False
+
+    def __init__(self, noise_std: float | None = 0.01, tol: float | None = None) -> None:
+        self.noise_std = noise_std
+        self.tol = tol
+
+    def check(self, module: nn.Module, criterion: nn.Module, setting: Setting) -> None:
+        """Refuse what (T12) does not cover."""
+        reason = self.obstacle(module, criterion, setting)
+        if reason:
+            raise NotApplicableError(f"Residual does not apply: {reason}")
+        given = self.noise_std if self.tol is None else self.tol
+        name = "noise_std" if self.tol is None else "tol"
+        if self.tol is not None and self.noise_std not in (None, 0.01):
+            raise NotApplicableError(
+                f"Residual(noise_std={self.noise_std}, tol={self.tol}): the one follows from the "
+                "other; give one of them"
+            )
+        if given is None or not 0 < given < inf:
+            raise NotApplicableError(f"Residual({name}={given}): give a positive number")
+
+    @staticmethod
+    def obstacle(module: nn.Module, criterion: nn.Module, setting: Setting) -> str | None:
+        """Return why (T12) does not cover this setting, or None when it does."""
+        if type(module) is not LinearHead:
+            return (
+                f"{type(module).__name__} is not known to be affine in its trainable parameters; "
+                "use sk_unlearn.modules.LinearHead, or method=Retrain()"
+            )
+        if setting.lam <= 0:
+            return f"lam={setting.lam} leaves the objective without strong convexity; use lam > 0"
+        if not all(p.requires_grad for p in module.parameters()):
+            return "a weight of the head is frozen; all of them must be trained and penalised"
+        expected = module.criterion()
+        if type(criterion) is not type(expected) or vars_of(criterion) != vars_of(expected):
+            return (
+                f"criterion {criterion!r} is not the head's own {expected!r}; leave criterion=None"
+            )
+        return None
+
+    def event(self, setting: Setting) -> Event:
+        """Announce a Gaussian release whose noise, or else whose sensitivity, is open."""
+        if self.tol is not None:
+            constants = (("tol", float(self.tol)), ("lam", setting.lam))
+            sensitivity = bounds.residual_distance(self.tol, setting.lam)
+            return GaussianRelease(sensitivity, None, "residual_distance", constants)
+        return GaussianRelease(None, float(self.noise_std), "residual_distance")
+
+    def prepare(self, problem: Problem) -> tuple[np.ndarray, Any]:
+        """Solve down to the rounding error and keep the float64 solution."""
+        solution = self._solve(problem, None)
+        return _inside_ball(solution, problem)[0], solution
+
+    def center(self, problem: Problem, event: Event) -> Outcome:
+        """Solve for the retained rows to the tolerance that the event stands for."""
+        lam = problem.setting.lam
+        if not event.constants:
+            tol = bounds.residual_tolerance(event.sensitivity, lam)
+            while bounds.residual_distance(tol, lam) > event.sensitivity:
+                tol = nextafter(tol, 0.0)
+            event = replace(event, constants=(("tol", tol), ("lam", lam)))
+        tol = dict(event.constants)["tol"]
+        solution = self._solve(problem, tol)
+        if not solution.bound <= tol:
+            raise ToleranceNotReachedError(_advice(solution, tol))
+        inside, active = _inside_ball(solution, problem)
+        assumptions = (
+            Assumption(
+                "strong convexity",
+                Status.BY_CONSTRUCTION,
+                f"convex loss, model affine in its parameters, every weight penalised with lam = "
+                f"{lam:g} (T12)",
+            ),
+            Assumption(
+                "residual",
+                Status.PROVED,
+                f"true gradient norm over all heads <= {tol:.6g}, rounding error included; checked "
+                "before the release, in both worlds (T12)",
+                f"at most {solution.bound:.3g} after {solution.n_iter} Newton steps, "
+                f"{solution.rounding:.2g} of it rounding",
+            ),
+            Assumption(
+                "features",
+                Status.BY_CONSTRUCTION,
+                "a row's features are the stored float32 numbers, the same in both worlds",
+            ),
+        )
+        diagnostics = {
+            "gradient_norm_bound": solution.bound,
+            "rounding": solution.rounding,
+            "n_iter": solution.n_iter,
+            "ball_active": active,
+        }
+        return Outcome(inside, event, assumptions, diagnostics)
+
+    def _solve(self, problem: Problem, tol: float | None) -> Minimum:
+        shape = (problem.setting.n_classes, -1)
+        risk = HeadRisk(
+            problem.retained.X,
+            problem.retained.y,
+            problem.setting.n_classes,
+            problem.setting.lam,
+            _to_matrix(problem.reference, shape[0]),
+            problem.module.multi_class,
+        )
+        start = problem.state
+        first = start.weights if start is not None else _to_matrix(problem.parameters, shape[0])
+        return minimise(risk, first, tol, verbose=problem.verbose)
+
+
+def vars_of(criterion: nn.Module) -> str:
+    """Return what distinguishes two criteria of one type."""
+    options = ("reduction", "weight", "ignore_index", "label_smoothing")
+    return repr([getattr(criterion, name, None) for name in options])
+
+
+def _to_matrix(vector: np.ndarray, n_classes: int) -> np.ndarray:
+    """Stack the head's weight (K, d) and bias (K,) as (K, d + 1)."""
+    split = len(vector) - n_classes
+    return np.column_stack([vector[:split].reshape(n_classes, -1), vector[split:]])
+
+
+def _to_vector(matrix: np.ndarray) -> np.ndarray:
+    return np.concatenate([matrix[:, :-1].ravel(), matrix[:, -1]])
+
+
+def _inside_ball(solution: Minimum, problem: Problem) -> tuple[np.ndarray, bool]:
+    weights = _to_vector(solution.weights)
+    inside = project(weights, problem.reference, problem.setting.C)
+    active = not np.array_equal(inside, weights)
+    if active:
+        distance = float(np.linalg.norm(weights - problem.reference))
+        warnings.warn(
+            f"the optimum lies {distance:.4g} from the anchor, outside the ball of radius "
+            f"C={problem.setting.C:g}: the model is its projection, less accurate than the optimum; "
+            "raise C (it costs Residual nothing)",
+            UnlearningWarning,
+            stacklevel=2,
+        )
+    return inside, active
+
+
+def _advice(solution: Minimum, tol: float) -> str:
+    if solution.rounding >= 0.5 * tol:
+        return (
+            f"the tolerance {tol:.3g} is below what float64 can prove here: the gradient's rounding "
+            f"error alone is {solution.rounding:.3g}; raise noise_std or lam, or scale the "
+            "features down (their row norms enter it). Nothing was changed."
+        )
+    return (
+        f"the gradient norm stopped at {solution.bound:.3g}, above the tolerance {tol:.3g}, after "
+        f"{solution.n_iter} Newton steps; scale the features or raise lam. Nothing was changed."
+    )
