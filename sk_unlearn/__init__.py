@@ -2,7 +2,15 @@
 
 from .certificate import Assumption, Certificate, Status
 from .estimator import CertifiedNeuralClassifier
+from .pipeline import UnlearningPipeline, unlearn
 
 __version__ = "0.1.0"
 
-__all__ = ["Assumption", "Certificate", "CertifiedNeuralClassifier", "Status"]
+__all__ = [
+    "Assumption",
+    "Certificate",
+    "CertifiedNeuralClassifier",
+    "Status",
+    "UnlearningPipeline",
+    "unlearn",
+]

@@ -19,7 +19,9 @@ def headline(c: Certificate) -> str:
         promise = "exact: the released model has the law of one retrained without the deleted rows"
     else:
         promise = f"({c.epsilon:g}, {c.delta:g})-certified deletion"
-    return f"Formal certificate, {promise}." if c.formal else f"NOT a formal certificate: {promise}."
+    return (
+        f"Formal certificate, {promise}." if c.formal else f"NOT a formal certificate: {promise}."
+    )
 
 
 def rows(c: Certificate) -> list[tuple[str, str]]:
@@ -67,7 +69,9 @@ def as_text(c: Certificate) -> str:
         for a in c.assumptions
     ]
     lines.append("  It does not cover:")
-    lines += [fill(text, 92, initial_indent="    - ", subsequent_indent="      ") for text in c.scope]
+    lines += [
+        fill(text, 92, initial_indent="    - ", subsequent_indent="      ") for text in c.scope
+    ]
     return "\n".join(lines)
 
 

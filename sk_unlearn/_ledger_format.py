@@ -176,9 +176,12 @@ class Replay:
         """Count the rows that pending requests ask for."""
         return sum(self.pending[request_id].n_rows for request_id in request_ids)
 
-    def advance(self, entry: LedgerEntry) -> None:
+    def advance(self, row: Sequence[Any]) -> LedgerEntry:
         """Take the next entry in; raises LedgerCorruptError if it cannot be the next one."""
+        entry = LedgerEntry.from_row(row)
         where = f"entry {entry.sequence} of the ledger"
+        if entry_hash(row[:-1]) != entry.hash:
+            raise LedgerCorruptError(f"{where} was changed: its hash is not that of its values")
         if entry.sequence != self.head.sequence + 1:
             raise LedgerCorruptError(
                 f"entry {self.head.sequence + 1} of the ledger is missing: {entry.sequence} is next"
@@ -200,6 +203,7 @@ class Replay:
         self.states |= dict.fromkeys(entry.request_ids, entry.state)
         self.head = Head(entry.sequence, entry.hash)
         self.time = entry.time
+        return entry
 
     def catch_up(self, connection: sqlite3.Connection) -> None:
         """Take in what was appended since; raises LedgerCorruptError if the known end changed."""
@@ -212,4 +216,4 @@ class Replay:
                 )
         newer = f"{SELECT} WHERE sequence > ? ORDER BY sequence"
         for row in connection.execute(newer, (sequence,)):
-            self.advance(LedgerEntry.from_row(row))
+            self.advance(row)

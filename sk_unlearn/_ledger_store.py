@@ -15,13 +15,18 @@ from weakref import WeakSet
 from ._ledger_format import APPLICATION_ID, FORMAT_VERSION, SCHEMA
 from .exceptions import LedgerCorruptError, LedgerError, LedgerLockedError
 
-_NOTHING_RECORDED = "nothing was recorded; free some space and repeat"
 _ADVICE = {
     sqlite3.SQLITE_CANTOPEN: "does its folder exist, and may this process write there?",
     sqlite3.SQLITE_READONLY: "may this process write to the file and its folder?",
-    sqlite3.SQLITE_FULL: _NOTHING_RECORDED,
-    sqlite3.SQLITE_IOERR: _NOTHING_RECORDED,
+    sqlite3.SQLITE_FULL: "nothing was recorded; free some space and repeat",
+    sqlite3.SQLITE_IOERR: "is the disk full or failing? see what is recorded, then repeat",
 }
+_DAMAGED = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_ERROR,  # our statements are sound, so the schema is not
+)
 LOCK = threading.RLock()  # one for all ledgers, so that a fork can wait for all of them
 
 
@@ -144,17 +149,15 @@ class Store:
             yield
         except OSError as error:
             raise LedgerError(f"{name}: {error}") from error
-        except UnicodeDecodeError as error:  # SQLite quotes a damaged schema
-            self.close()
+        except UnicodeError as error:  # what callers give was checked: it is in the file
             raise LedgerCorruptError(f"{name} is damaged or not a ledger: {error}") from error
         except sqlite3.Error as error:
-            self.close()
             code = _code(error)
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise LedgerLockedError(
                     f"{name} was held by another process for more than {self.timeout} s"
                 ) from error
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT):
+            if code in _DAMAGED:
                 raise LedgerCorruptError(f"{name} is damaged or not a ledger: {error}") from error
             advice = f" ({_ADVICE[code]})" if code in _ADVICE else ""
             raise LedgerError(f"{name}: {error}{advice}") from error

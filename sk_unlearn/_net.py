@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from sklearn.utils.validation import validate_data
 from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import is_dataset
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ._validation import check_hyperparameters, check_keywords
 from .constraint import Ball
@@ -38,10 +37,10 @@ class CertifiedNetMixin:
     history_ = None
     initialized_ = False
     virtual_params_ = MappingProxyType({})
-    _modules = ["module"]
-    _criteria = ["criterion"]
-    _optimizers = ["optimizer"]
-    cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]
+    _modules: ClassVar = ["module"]
+    _criteria: ClassVar = ["criterion"]
+    _optimizers: ClassVar = ["optimizer"]
+    cuda_dependent_attributes_: ClassVar = ["module_", "criterion_", "optimizer_"]
 
     __repr__ = BaseEstimator.__repr__
 
@@ -126,7 +125,8 @@ class CertifiedNetMixin:
         super().initialize()
         if any(p.requires_grad for p in self.criterion_.parameters()):
             raise NotApplicableError(
-                f"criterion {self.criterion_!r} has trainable parameters; no method covers them, so "
+                f"criterion {self.criterion_!r} has trainable parameters; no method covers them, "
+                "so "
                 "put them into the module"
             )
         self._ball().project_()
@@ -205,31 +205,6 @@ class CertifiedNetMixin:
     def _setting(self) -> Setting:
         size = sum(p.numel() for p in self._trainable())
         return Setting(self.lam_, self.C_, size, self._n_outputs())
-
-    def _check_method(self) -> None:
-        """Ask the method whether its theorem covers this net, before any training."""
-        self.method_.check(self.module_, self.criterion_, self._setting())
-        if self.method_.covers_buffers:
-            return
-        self.module_.train()
-        for name, layer in self.module_.named_modules():
-            if isinstance(layer, _NormBase) and layer.track_running_stats and layer.training:
-                raise NotApplicableError(
-                    f"layer {name!r} ({type(layer).__name__}) keeps running statistics of the data, "
-                    f"which noise on the weights does not cover; use GroupNorm, or keep the layer "
-                    f"in eval mode with public statistics, or method=Retrain()"
-                )
-
-    def _check_buffers(self, before: dict[str, torch.Tensor]) -> None:
-        if self.method_.covers_buffers:
-            return
-        for name, buffer in self.module_.named_buffers():
-            if not torch.equal(buffer, before[name]):
-                raise NotApplicableError(
-                    f"buffer {name!r} changed during training: it was computed from the data, and "
-                    "noise on the weights does not cover it; make it a parameter, keep it constant, "
-                    "or use method=Retrain()"
-                )
 
     def _problem(self, retained: Any, deleted: Any, refit: Any, noise: NoiseSource) -> Problem:
         return Problem(

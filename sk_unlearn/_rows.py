@@ -93,23 +93,30 @@ class TrainingRows:
     def _explain_missing(
         self, missing: np.ndarray, wanted: np.ndarray, y: np.ndarray, labels: np.ndarray
     ) -> str:
+        unknown = missing[~np.isin(wanted[missing], self._row_hashes())]
+        if len(unknown):
+            return (
+                f"rows {_some(unknown)} of X_u are not among the {len(self)} training rows (or "
+                "were "
+                "deleted before); rows must be equal to the training rows to the last bit of "
+                "float32"
+            )
+        keys = _with_label(wanted, y)
+        mislabelled = missing[~np.isin(keys[missing], self._keys())]
+        if len(mislabelled):
+            first = int(mislabelled[0])
+            here = np.unique(self.y[self._row_hashes() == wanted[first]])
+            known = ", ".join(repr(label) for label in labels[here].tolist())
+            return (
+                f"rows {_some(mislabelled)} of X_u were trained on with another label (row "
+                f"{first}: "
+                f"{known}, not {labels.tolist()[y[first]]!r})"
+            )
         first = int(missing[0])
-        here = np.flatnonzero(self._row_hashes() == wanted[first])
-        rows = _some(missing)
-        if not len(here):
-            return (
-                f"rows {rows} of X_u are not among the {len(self)} training rows (or were deleted "
-                "before); rows must be equal to the training rows to the last bit of float32"
-            )
-        known = sorted({repr(k) for k in labels[self.y[here]].tolist()})
-        if labels[y[first]] not in labels[self.y[here]]:
-            return (
-                f"row {first} of X_u was trained on with the label {', '.join(known)}, not "
-                f"{labels.tolist()[y[first]]!r}"
-            )
         return (
-            f"rows {rows} of X_u are asked for more often than they are among the training rows "
-            f"(row {first} is there {int(np.sum(self.y[here] == y[first]))} times)"
+            f"rows {_some(missing)} of X_u are asked for more often than they are among the "
+            "training "
+            f"rows (row {first} is there {int(np.sum(self._keys() == keys[first]))} times)"
         )
 
     def find_indices(self, indices: Any) -> np.ndarray:
@@ -207,7 +214,9 @@ def _row_hash(X: np.ndarray) -> np.ndarray:
 
 
 def _with_label(hashes: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return hashes * np.uint64(0x9E3779B97F4A7C15) ^ (y.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93))
+    return hashes * np.uint64(0x9E3779B97F4A7C15) ^ (
+        y.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
+    )
 
 
 def _match(wanted: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from skorch.history import History
-from torch.nn.utils import vector_to_parameters
 
 from ._rows import TrainingRows
 from ._validation import check_guarantee
@@ -45,6 +44,8 @@ class UnlearningMixin:
         sample_ids: Any = None,
         X_r: Any = None,
         y_r: Any = None,
+        assumptions: tuple[Assumption, ...] = (),
+        scope: tuple[str, ...] = (),
     ) -> UnlearningMixin:
         """Delete training rows and release a certified model.
 
@@ -67,6 +68,9 @@ class UnlearningMixin:
         X_r, y_r : array-like, optional
             The rows that stay; needed, and only then, with ``store_data=False``, where
             rows are named by content.
+        assumptions, scope : tuple, optional
+            What else the certificate should carry, from whoever prepared the rows (a
+            pipeline); it can only weaken it.
 
         Returns
         -------
@@ -94,6 +98,11 @@ class UnlearningMixin:
         outcome = self.method_.unlearn(problem, event)
         if not np.isfinite(outcome.parameters).all():
             raise ValueError(f"{self.method_!r} returned weights that are not finite")
+        outcome = replace(
+            outcome,
+            assumptions=(*outcome.assumptions, *assumptions),
+            scope=(*outcome.scope, *scope),
+        )
         certificate = self._certify(outcome, problem, epsilon, delta, retained, deleted)
         vars(self).update(self._released(outcome, retained, certificate))
         return self
@@ -128,7 +137,8 @@ class UnlearningMixin:
     ) -> tuple[TrainingRows, TrainingRows]:
         if X_u is None or X_r is None:
             raise DeletionRequestError(
-                "this net keeps no training rows (store_data=False): pass the rows to delete as X_u, "
+                "this net keeps no training rows (store_data=False): pass the rows to delete as "
+                "X_u, "
                 "y_u and the rows that stay as X_r, y_r"
             )
         deleted = self._request_rows(X_u, y_u, "X_u", "y_u")
@@ -223,7 +233,9 @@ class UnlearningMixin:
         if self.fit_config_["train_split"]:
             out.append("a validation split was used in training")
         if self.fit_config_["callbacks"]:
-            out.append("callbacks ran in training; what they keep or wrote elsewhere is not covered")
+            out.append(
+                "callbacks ran in training; what they keep or wrote elsewhere is not covered"
+            )
         return out
 
     def _released(
@@ -234,13 +246,10 @@ class UnlearningMixin:
         vars(twin).update(vars(self))
         module = deepcopy(self.module_ if outcome.module is None else outcome.module)
         vars(twin)["module_"] = module
-        trainable = twin._trainable()
-        released = torch.as_tensor(outcome.parameters)
-        for parameter in trainable:
+        for parameter in module.parameters():
             parameter.grad = None
         if outcome.module is None:
-            like = trainable[0]
-            vector_to_parameters(released.to(like.device, like.dtype), trainable)
+            twin._set_weights(outcome.parameters)
         vars(twin).update(
             history_=History(),
             rng_state_=None,
@@ -259,7 +268,8 @@ class UnlearningMixin:
     def _hint(self) -> None:
         if self.method == "auto" and isinstance(self.method_, Retrain) and not self.n_releases_:
             warnings.warn(
-                "method='auto' retrains from scratch, which is exact: no cheaper method is proved to "
+                "method='auto' retrains from scratch, which is exact: no cheaper method is "
+                "proved to "
                 f"keep the accuracy of {type(self.module_).__name__}. For deletion without "
                 "retraining use module=LinearHead on fixed features (method=Residual(), formal); "
                 "OutputPerturbation() covers any module and destroys most. Say method=Retrain() to "

@@ -75,7 +75,9 @@ def check_hyperparameters(net: Any) -> None:
     _number(net.C, "C", "a finite number > 0", lambda v: v > 0)
     _number(net.lr, "lr", "a finite number > 0", lambda v: v > 0)
     _integer(net.max_epochs, "max_epochs", "a whole number >= 0", lambda v: v >= 0)
-    _integer(net.batch_size, "batch_size", "a whole number >= 1, or -1", lambda v: v >= 1 or v == -1)
+    _integer(
+        net.batch_size, "batch_size", "a whole number >= 1, or -1", lambda v: v >= 1 or v == -1
+    )
     if net.noise_seed is not None:
         _integer(net.noise_seed, "noise_seed", "None or a whole number >= 0", lambda v: v >= 0)
     if net.anchor not in ("zero", "init"):
@@ -122,7 +124,9 @@ def resolve_method(method: Any, module: Any, criterion: Any, setting: Any) -> Un
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
     names = ", ".join(repr(name) for name in ("auto", *METHODS))
-    raise ValueError(f"method={method!r}; give an instance of sk_unlearn.methods, or one of {names}")
+    raise ValueError(
+        f"method={method!r}; give an instance of sk_unlearn.methods, or one of {names}"
+    )
 
 
 def _number(value: Any, name: str, wanted: str, holds: Any) -> None:

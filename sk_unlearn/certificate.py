@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,7 +14,7 @@ from . import bounds
 from ._certificate_text import as_html, as_text
 from .accounting import event_delta, event_mu
 from .assumptions import Assumption, Status
-from .events import Event, GaussianRelease, event_from_dict
+from .events import Event, GaussianRelease, event_from_dict, number, optional_number
 from .exceptions import CertificateError, SkUnlearnError
 
 FORMAT = "sk_unlearn certificate 1"
@@ -96,7 +97,12 @@ class Certificate:
 
     @classmethod
     def issue(
-        cls, event: Event, epsilon: float, delta: float, assumptions: tuple[Assumption, ...], **facts: Any
+        cls,
+        event: Event,
+        epsilon: float,
+        delta: float,
+        assumptions: tuple[Assumption, ...],
+        **facts: Any,
     ) -> Certificate:
         """Write the certificate of a complete event, as asked for or, if it proves nothing, so.
 
@@ -138,7 +144,9 @@ class Certificate:
             On any mismatch, naming what is written and what the event gives.
         """
         if isnan(self.epsilon) or self.epsilon < 0 or not 0 <= self.delta <= 1:
-            raise CertificateError(f"epsilon = {self.epsilon}, delta = {self.delta} is no guarantee")
+            raise CertificateError(
+                f"epsilon = {self.epsilon}, delta = {self.delta} is no guarantee"
+            )
         if any(a.status is Status.REFUTED for a in self.assumptions) and isfinite(self.epsilon):
             raise CertificateError(f"epsilon = {self.epsilon} although an assumption is REFUTED")
         for name in ("sigma", "sensitivity"):
@@ -151,7 +159,7 @@ class Certificate:
                 self._verify_sensitivity(self.event)
         except CertificateError:
             raise
-        except (SkUnlearnError, ValueError, TypeError) as error:
+        except (SkUnlearnError, ValueError, TypeError, ArithmeticError) as error:
             raise CertificateError(f"the event cannot be accounted for: {error}") from error
         if mu != self.mu:
             raise CertificateError(f"mu = {self.mu}, but the event gives {mu}")
@@ -163,8 +171,8 @@ class Certificate:
 
     @staticmethod
     def _verify_sensitivity(event: GaussianRelease) -> None:
-        if event.bound not in bounds.__all__:
-            raise CertificateError(f"{event.bound!r} is not a bound of sk_unlearn.bounds")
+        if event.bound not in bounds.DISTANCES:
+            raise CertificateError(f"{event.bound!r} is not a distance of sk_unlearn.bounds")
         proved = getattr(bounds, event.bound)(**dict(event.constants))
         if not event.sensitivity >= proved:
             raise CertificateError(
@@ -224,19 +232,17 @@ class Certificate:
             formal, audience = record.pop("formal"), record.pop("audience")
             if audience == "public":
                 record |= {"n_deleted": None, "diagnostics": {}}
-            for name in ("epsilon", "delta", "mu", "sigma", "sensitivity", "weights_norm"):
-                record[name] = None if record[name] is None else float(record[name])
-            event = record["event"]
-            record["event"] = event_from_dict({k: _number(k, v) for k, v in event.items()})
-            record["assumptions"] = tuple(
-                Assumption(**(a | {"status": Status(a["status"])})) for a in record["assumptions"]
-            )
-            record["scope"] = tuple(record["scope"])
-            certificate = cls(**record)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            elif audience != "operator":
+                raise CertificateError(f"audience = {audience!r}")
+            certificate = cls(**{name: _READ[name](value) for name, value in record.items()})
+        except CertificateError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CertificateError(f"not a certificate: {error}") from error
         if certificate.formal is not formal:
-            raise CertificateError(f"formal = {formal}, but its assumptions say {certificate.formal}")
+            raise CertificateError(
+                f"formal = {formal}, but its assumptions say {certificate.formal}"
+            )
         return certificate
 
     def __repr__(self) -> str:
@@ -257,5 +263,41 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _number(name: str, value: Any) -> Any:
-    return float(value) if name in ("sigma", "sensitivity") and value is not None else value
+def _is(kind: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return value
+
+    return read
+
+
+def _is_count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def _read_assumption(record: dict[str, Any]) -> Assumption:
+    texts = {name: _is(str)(value) for name, value in record.items()}
+    return Assumption(**(texts | {"status": Status(texts["status"])}))
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "epsilon": number,
+    "delta": number,
+    "mu": optional_number,
+    "sigma": optional_number,
+    "sensitivity": optional_number,
+    "method": _is(str),
+    "event": event_from_dict,
+    "n_deleted": lambda value: None if value is None else _is_count(value),
+    "n_retained": _is_count,
+    "n_parameters": _is_count,
+    "assumptions": lambda items: tuple(_read_assumption(item) for item in _is(list)(items)),
+    "scope": lambda items: tuple(_is(str)(item) for item in _is(list)(items)),
+    "weights_norm": number,
+    "diagnostics": _is(dict),
+    "versions": lambda items: {name: _is(str)(text) for name, text in _is(dict)(items).items()},
+    "created": _is(str),
+}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 _INSIDE = 1.0 - 1e-6
+_INSIDE_FLOAT64 = 1.0 - 1e-9
 
 
 class Ball:
@@ -52,9 +53,9 @@ class Ball:
         if self.reference is not None:
             offsets = torch._foreach_sub(self.parameters, self.reference)
         shrink = torch.clamp(self.radius * _INSIDE / self._distance(offsets), max=1.0)
-        torch._foreach_mul_(offsets, shrink)
+        torch._foreach_mul_(self.parameters, shrink)
         if self.reference is not None:
-            torch._foreach_copy_(self.parameters, torch._foreach_add(self.reference, offsets))
+            torch._foreach_add_(self.parameters, torch._foreach_mul(self.reference, 1.0 - shrink))
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Project after every step of `optimizer`.
@@ -68,8 +69,10 @@ class Ball:
 def project(vector: np.ndarray, reference: np.ndarray, radius: float) -> np.ndarray:
     """Return the nearest point of the ball, in float64; a non-finite vector gives the centre.
 
-    The centre for a vector that is not finite keeps (T8) true in both worlds even when
-    training diverged in one of them.
+    The ball is a hair smaller (1e-9 relative) for every vector alike, so that rounding does
+    not leave it, and so that the map has no jump and does not expand distances (T12). The
+    centre for a vector that is not finite keeps (T8) true in both worlds even when training
+    diverged in one of them.
 
     Examples
     --------
@@ -82,6 +85,7 @@ def project(vector: np.ndarray, reference: np.ndarray, radius: float) -> np.ndar
     distance = float(np.linalg.norm(offset))
     if not np.isfinite(distance):
         return reference.copy()
-    if distance <= radius:
+    inner = radius * _INSIDE_FLOAT64
+    if distance <= inner:
         return vector.copy()
-    return reference + offset * (radius * (1.0 - 1e-12) / distance)
+    return reference + offset * (inner / distance)

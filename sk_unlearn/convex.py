@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from operator import itemgetter
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -69,15 +71,17 @@ def minimise(
         The caller compares ``bound`` with what it needs; nothing is raised here.
     """
     precondition = _preconditioner(risk)
-    W, value = start, risk.value(start)
+    value, W = min(((risk.value(W), W) for W in (start, risk.reference)), key=itemgetter(0))
+    smallest = inf
     with tqdm(total=max_iter, desc="Newton", disable=not verbose, leave=False) as bar:
         for iteration in range(max_iter + 1):
             bound, rounding, gradient = risk.gradient_norm_bound(W)
             enough = 2.0 * rounding if tol is None else tol
-            if bound <= enough or iteration == max_iter:
+            if bound <= enough or iteration == max_iter or not gradient.any():
                 break
             step = _conjugate_gradients(risk.hessian_product(W), gradient, precondition)
-            moved = _line_search(risk, W, value, gradient, step)
+            smallest = min(smallest, float(np.linalg.norm(gradient)))
+            moved = _line_search(risk, W, value, gradient, step, smallest)
             if moved is None:
                 break
             W, value = moved
@@ -93,7 +97,7 @@ def _preconditioner(risk: HeadRisk) -> Callable[[np.ndarray], np.ndarray]:
         return lambda V: V / scale
     gram = risk.X.T @ risk.X
     gram *= beta / n
-    gram[np.diag_indices(d)] += risk.lam
+    gram[np.diag_indices(d)] += risk.lam + 4 * d * np.finfo(float).eps * np.trace(gram)
     factor = cho_factor(gram, overwrite_a=True, check_finite=False)
     return lambda V: cho_solve(factor, V.T, check_finite=False).T
 
@@ -102,7 +106,7 @@ def _conjugate_gradients(
     product: Callable[[np.ndarray], np.ndarray],
     gradient: np.ndarray,
     precondition: Callable[[np.ndarray], np.ndarray],
-    max_products: int = 500,
+    max_products: int = 2000,
 ) -> np.ndarray:
     """Solve ``H step = -gradient`` loosely far from the optimum, tightly near it."""
     norm = float(np.linalg.norm(gradient))
@@ -126,22 +130,25 @@ def _conjugate_gradients(
 
 
 def _line_search(
-    risk: HeadRisk, W: np.ndarray, value: float, gradient: np.ndarray, step: np.ndarray
+    risk: HeadRisk,
+    W: np.ndarray,
+    value: float,
+    gradient: np.ndarray,
+    step: np.ndarray,
+    smallest: float,
 ) -> tuple[np.ndarray, float] | None:
     """Backtrack to a sufficient decrease; None when rounding leaves nothing to gain.
 
-    Near the optimum the decrease drowns in the value's own rounding; there a step counts
-    as progress when it shrinks the gradient.
+    Near the optimum the decrease drowns in the value's own rounding. There the whole step
+    counts as progress when the gradient becomes smaller than 0.9 times the `smallest` so
+    far, which cannot happen for ever.
     """
     slope = float(np.vdot(gradient, step))
-    noise = 1e-14 * abs(value)
-    norm = float(np.linalg.norm(gradient))
     for power in range(40):
         trial = W + 0.5**power * step
         trial_value = risk.value(trial)
-        if trial_value <= value + 1e-4 * 0.5**power * slope and -slope > noise:
+        if trial_value <= value + 1e-4 * 0.5**power * slope < value:
             return trial, trial_value
-        if -slope <= noise:
-            shrunk = float(np.linalg.norm(risk.gradient(trial)))
-            return (trial, trial_value) if shrunk < 0.9 * norm else None
+        if power == 0 and float(np.linalg.norm(risk.gradient(trial))) < 0.9 * smallest:
+            return trial, trial_value
     return None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 from skorch import NeuralNetClassifier
@@ -15,17 +13,18 @@ from skorch.utils import is_dataset
 from torch import nn
 
 from ._data import BatchIterator, TensorDataset
-from ._interrupt import watch_interrupt
-from ._net import CertifiedNetMixin, to_vector
+from ._net import CertifiedNetMixin
 from ._rows import TrainingRows, as_ids
+from ._training import TrainingMixin
 from ._unlearning import UnlearningMixin
-from ._validation import check_fit_keywords, resolve_method
-from .exceptions import DeletionRequestError, UnlearningWarning
+from ._validation import check_fit_keywords
+from .exceptions import DeletionRequestError
 from .methods import UnlearningMethod
-from .noise import NoiseSource
 
 
-class CertifiedNeuralClassifier(UnlearningMixin, CertifiedNetMixin, NeuralNetClassifier):
+class CertifiedNeuralClassifier(
+    UnlearningMixin, TrainingMixin, CertifiedNetMixin, NeuralNetClassifier
+):
     """Neural classifier whose training rows can be deleted, with a certificate.
 
     ``fit`` minimises ``F(w) = mean over rows of the loss + lam/2 ||w - w_ref||^2`` and
@@ -97,8 +96,9 @@ use_caching, torch_load_kwargs, **kwargs
     array([0])
     """
 
-    prefixes_ = [*NeuralNetClassifier.prefixes_, "module", "criterion", "optimizer"]
+    prefixes_: ClassVar = [*NeuralNetClassifier.prefixes_, "module", "criterion", "optimizer"]
     _default_criterion = nn.CrossEntropyLoss
+    _inferred_ = (*TrainingMixin._inferred_, "classes_inferred_", "classes_declared_")
 
     def __init__(
         self,
@@ -201,8 +201,8 @@ use_caching, torch_load_kwargs, **kwargs
             If the method's theorem does not cover this net.
         """
         check_fit_keywords(fit_params)
-        cold = not (self.warm_start and self.initialized_)
-        return self._train_on(X, y, sample_ids, None, cold)
+        cold = not (self.warm_start and hasattr(self, "n_rows_"))
+        return self._train_on(X, y, sample_ids, None, cold, build=cold)
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_ids: Any = None, **fit_params: Any
@@ -226,87 +226,16 @@ use_caching, torch_load_kwargs, **kwargs
         self
         """
         check_fit_keywords(fit_params)
-        return self._train_on(X, y, sample_ids, classes, cold=not self.initialized_)
-
-    def _train_on(
-        self, X: Any, y: Any, sample_ids: Any, classes: Any, cold: bool
-    ) -> CertifiedNeuralClassifier:
-        before = dict(vars(self))
-        weights = None if cold else to_vector(self._trainable())
-        try:
-            rows = self._encode_rows(X, y, sample_ids, classes, reset=cold)
-            self._fit_rows(rows, cold)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            if weights is not None:
-                self._restore(weights)
-            raise
-        return self
-
-    def _restore(self, weights: np.ndarray) -> None:
-        like = self._trainable()[0]
-        vector = torch.as_tensor(weights).to(like.device, like.dtype)
-        nn.utils.vector_to_parameters(vector, self._trainable())
-
-    def _fit_rows(self, rows: TrainingRows, cold: bool, forward_interrupt: bool = False) -> None:
-        if cold:
-            self._freeze_setting()
-            self.__dict__.pop("certificate_", None)
-        joined = rows if cold or self.rows_ is None else self.rows_.joined(rows)
-        with self._seeded(restart=cold):
-            if cold:
-                self.initialized_ = False
-                self.initialize()
-                self._check_output(rows)
-                self.method_ = clone(
-                    resolve_method(self.method, self.module_, self.criterion_, self._setting())
-                )
-                self.method_state_, self.n_releases_ = None, 0
-            self._check_method()
-            buffers = {name: b.clone() for name, b in self.module_.named_buffers()}
-            self.notify("on_train_begin", X=rows.X, y=rows.y)
-            if self.method_.trains:
-                self._gradient_steps(rows, forward_interrupt)
-            self.notify("on_train_end", X=rows.X, y=rows.y)
-        self._check_buffers(buffers)
-        self._finish(joined, cold, len(rows))
-
-    def _gradient_steps(self, rows: TrainingRows, forward_interrupt: bool) -> None:
-        """Train; callbacks stop early with a KeyboardInterrupt, a user with a signal."""
-        with watch_interrupt() as pressed:
-            try:
-                self.fit_loop(rows.X, rows.y)
-            except KeyboardInterrupt:
-                if pressed and forward_interrupt:
-                    raise
-                if pressed:
-                    warnings.warn(
-                        "training was interrupted; the model is what it was by then",
-                        UnlearningWarning,
-                        stacklevel=4,
-                    )
-
-    def _finish(self, rows: TrainingRows, cold: bool, n_new: int) -> None:
-        if not np.isfinite(to_vector(self._trainable())).all():
-            raise ValueError(
-                f"training diverged: weights are not finite (lr={self.lr}); lower lr or scale X"
-            )
-        nothing = rows.take(np.empty(0, dtype=np.int64))
-        problem = self._problem(rows, nothing, lambda: self.module_, NoiseSource())
-        solved, self.method_state_ = self.method_.prepare(problem)
-        self._restore(solved)
-        self._ball().project_()
-        keep = self.store_data
-        self.n_rows_ = len(rows) if cold or keep else self.n_rows_ + n_new
-        self.rows_ = rows if keep else None
+        cold = not hasattr(self, "n_rows_")
+        return self._train_on(X, y, sample_ids, classes, cold, build=not self.initialized_)
 
     def _encode_rows(
         self, X: Any, y: Any, sample_ids: Any, classes: Any, reset: bool
     ) -> TrainingRows:
         if is_dataset(X):
             raise TypeError(
-                f"X is a {type(X).__name__}; torch Datasets are not supported, because rows must be "
+                f"X is a {type(X).__name__}; torch Datasets are not supported, because rows must "
+                "be "
                 "stored and found again: pass arrays"
             )
         X, y = validate_data(
@@ -374,16 +303,10 @@ use_caching, torch_load_kwargs, **kwargs
         if len(gone) and not self.classes_declared_:
             labels = ", ".join(repr(label) for label in self.classes_[gone].tolist())
             raise DeletionRequestError(
-                f"the last row of class {labels} would be deleted, and a retrained model would have "
+                f"the last row of class {labels} would be deleted, and a retrained model would "
+                "have "
                 "fewer outputs; declare classes= at construction to allow it"
             )
-
-    def _refit(self, retained: TrainingRows) -> nn.Module:
-        net = clone(type(self)(**(self.fit_config_ | {"method": "retrain", "verbose": self.verbose})))
-        for name in ("n_features_in_", "input_shape_", "classes_inferred_", "classes_declared_"):
-            vars(net)[name] = vars(self)[name]
-        net._fit_rows(retained, cold=True, forward_interrupt=True)
-        return net.module_
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits (n, K), or for two classes their difference (n,)."""

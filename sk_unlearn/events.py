@@ -7,7 +7,7 @@ event never changes; a new mechanism gets a new event.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -76,7 +76,112 @@ class UncertifiedRelease(Event):
     reason: str
 
 
-EVENT_TYPES = (ExactRelease, GaussianRelease, UncertifiedRelease)
+@dataclass(frozen=True)
+class NoisyIterations(Event):
+    """Noisy gradient steps from a projected start, the whole gradient clipped (T4).
+
+    Each step is ``x - learning_rate * (clip(g) + lam * (x - anchor)) + N(0, sigma_t^2 I)``.
+
+    Parameters
+    ----------
+    radius : float
+        The start is projected onto ``||x - anchor|| <= radius``.
+    clip_norm : float
+        Euclidean norm that the gradient of all weights together is clipped to.
+    learning_rate, lam : float
+        ``0 <= 1 - learning_rate * lam <= 1``.
+    steps : int
+        Number of noisy steps, all of which ran.
+    sigma : float or None
+        Standard deviation of the noise of a step, per weight.
+    schedule : tuple of float
+        ``sigma_t / sigma`` for each step; empty when all are 1.
+    """
+
+    radius: float
+    clip_norm: float
+    learning_rate: float
+    lam: float
+    steps: int
+    sigma: float | None
+    schedule: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoisyBlocks(Event):
+    """:class:`NoisyIterations` on one block of weights after the other, the rest frozen (T6).
+
+    Parameters
+    ----------
+    radii : tuple of float
+        Radius of the start of each block, around its part of the anchor.
+    clip_norm : float
+        Euclidean norm that the gradient of the block is clipped to.
+    learning_rate, lam, sigma, schedule
+        As in :class:`NoisyIterations`, the same for each block; `schedule` does not decrease.
+    steps : int
+        Number of noisy steps of each block.
+    """
+
+    radii: tuple[float, ...]
+    clip_norm: float
+    learning_rate: float
+    lam: float
+    steps: int
+    sigma: float | None
+    schedule: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelClippingIterations(Event):
+    """Steps that are projected onto a ball before their noise is added (T5).
+
+    Parameters
+    ----------
+    radius : float
+        Radius of the ball around the anchor.
+    steps : int
+        Number of noisy steps, all of which ran.
+    sigma : float or None
+        Standard deviation of the noise of a step, per weight.
+    """
+
+    radius: float
+    steps: int
+    sigma: float | None
+
+
+@dataclass(frozen=True)
+class PoissonSampledTraining(Event):
+    """Training by noisy sums of clipped per-row gradients over Poisson samples (T3).
+
+    Parameters
+    ----------
+    noise_multiplier : float or None
+        Standard deviation of the noise of a sum over the norm that a row is clipped to.
+    sample_rate : float
+        Probability that a row takes part in a step; it does not depend on the data.
+    steps : int
+        Number of steps.
+    max_deletions : int
+        Size of the group of rows that is covered.
+    """
+
+    noise_multiplier: float | None
+    sample_rate: float
+    steps: int
+    max_deletions: int
+
+
+EVENT_TYPES = (
+    ExactRelease,
+    GaussianRelease,
+    UncertifiedRelease,
+    NoisyIterations,
+    NoisyBlocks,
+    ModelClippingIterations,
+    PoissonSampledTraining,
+)
 
 
 def event_from_dict(record: Mapping[str, Any]) -> Event:
@@ -95,9 +200,63 @@ def event_from_dict(record: Mapping[str, Any]) -> Event:
     else:
         known = ", ".join(kind.__name__ for kind in EVENT_TYPES)
         raise UnknownEventError(f"unknown event {name!r}; this version knows {known}")
-    expected = {field.name for field in fields(kind)}
+    expected = {f.name for f in fields(kind)}
     if set(values) != expected:
         raise UnknownEventError(f"{name} has the fields {sorted(values)}, not {sorted(expected)}")
-    if "constants" in values:
-        values["constants"] = tuple((str(k), v) for k, v in values["constants"])
-    return kind(**values)
+    try:
+        return kind(**{name: _READ[name](value) for name, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise UnknownEventError(f"{name} cannot be read: {error}") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def number(value: Any) -> float:
+    """Return a number read from JSON, where infinity is the string ``"inf"``."""
+    if isinstance(value, str) and value in ("inf", "-inf"):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise TypeError(f"{value!r} is no number")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise TypeError(f"{value!r} is too large") from error
+
+
+def optional_number(value: Any) -> float | None:
+    """Return None or :func:`number`."""
+    return None if value is None else number(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(number(value) for value in values)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "how": _text,
+    "reason": _text,
+    "bound": _text,
+    "sigma": optional_number,
+    "sensitivity": optional_number,
+    "radius": number,
+    "radii": _numbers,
+    "clip_norm": number,
+    "learning_rate": number,
+    "lam": number,
+    "steps": _count,
+    "schedule": _numbers,
+    "noise_multiplier": optional_number,
+    "sample_rate": number,
+    "max_deletions": _count,
+    "constants": lambda pairs: tuple((_text(name), number(value)) for name, value in pairs),
+}

@@ -57,9 +57,9 @@ class HeadRisk:
     def value(self, W: np.ndarray) -> float:
         """Return the objective at W (K, d + 1)."""
         logits = self.X @ W.T
-        own = logits[self._rows, self.y]
         if self.multi_class == "ovr":
-            loss = np.logaddexp(0.0, logits).sum(axis=1) - own
+            logits[self._rows, self.y] *= -1.0
+            loss = np.logaddexp(0.0, logits).sum(axis=1)
         else:
             loss = -log_softmax(logits, axis=1)[self._rows, self.y]
         return float(loss.mean() + 0.5 * self.lam * np.sum((W - self.reference) ** 2))
@@ -84,7 +84,7 @@ class HeadRisk:
         Returns
         -------
         bound, rounding : float
-            ``||true gradient|| <= bound = (1 + gamma) ||computed|| + rounding`` (T12).
+            ``||true gradient|| <= bound = ||computed|| / (1 - gamma) + rounding`` (T12).
         gradient : ndarray of shape (K, d + 1)
             The computed gradient.
         """
@@ -102,8 +102,8 @@ class HeadRisk:
             weights_norm=float(np.linalg.norm(W)),
             offset_norm=float(np.linalg.norm(W - self.reference)),
         )
-        bound = bounds.computed_norm_bound(float(np.linalg.norm(gradient)), W.size) + rounding
-        return bound, rounding, gradient
+        norm = float(np.linalg.norm(gradient))
+        return bounds.computed_norm_bound(norm, W.size, rounding), rounding, gradient
 
     def hessian_product(self, W: np.ndarray):
         """Return the map V -> H(W) V on arrays (K, d + 1)."""

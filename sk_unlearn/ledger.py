@@ -62,7 +62,7 @@ class DeletionLedger(ReadableLedger):
     LedgerCorruptError
         By any method that meets something that was not written by this class.
     LedgerError
-        By any method, if the file cannot be read or written; nothing was recorded then.
+        By any method, if the file cannot be read or written.
 
     Examples
     --------
@@ -212,7 +212,7 @@ class DeletionLedger(ReadableLedger):
                 )
                 row = (*values, entry_hash(values))
                 connection.execute(INSERT, row)
-            self._replay.advance(LedgerEntry.from_row(row))
+            self._replay.advance(row)
 
 
 def _utc_now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -101,10 +102,125 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [n_features_in, *hidden]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for width_in, width_out in pairwise(sizes):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], n_classes))
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, K)."""
         return self.layers(X.flatten(1))
+
+
+class AllCNN(nn.Module):
+    """All-convolutional network (Springenberg et al. 2015, "All-CNN-C"), for images.
+
+    GroupNorm stands where the published unlearning experiments have BatchNorm: running
+    statistics are computed from the data, and noise on the weights does not cover them.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        Shape (c, h, w) of an image; the estimator fills it in at fit.
+    n_classes : int
+        Classes.
+    width : int
+        Channels of the first block (a multiple of 8); the second has twice as many.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_unlearn.modules import AllCNN
+    >>> AllCNN((3, 32, 32), 10, width=8)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, input_shape: Sequence[int], n_classes: int, width: int = 96) -> None:
+        super().__init__()
+        _check_images(self, input_shape)
+        wide = 2 * width
+        self.layers = nn.Sequential(
+            *_convolution(input_shape[0], width),
+            *_convolution(width, width),
+            *_convolution(width, width, stride=2),
+            *_convolution(width, wide),
+            *_convolution(wide, wide),
+            *_convolution(wide, wide, stride=2),
+            *_convolution(wide, wide),
+            *_convolution(wide, wide, kernel=1),
+            nn.Conv2d(wide, n_classes, 1),
+        )
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, K)."""
+        return self.layers(X).mean(dim=(2, 3))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al. 2016) for small images: a 3x3 stem, GroupNorm for BatchNorm.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        Shape (c, h, w) of an image; the estimator fills it in at fit.
+    n_classes : int
+        Classes.
+    width : int
+        Channels of the first stage (a multiple of 8); each later stage doubles them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_unlearn.modules import ResNet18
+    >>> ResNet18((3, 32, 32), 10, width=8)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self, input_shape: Sequence[int], n_classes: int, width: int = 64) -> None:
+        super().__init__()
+        _check_images(self, input_shape)
+        blocks: list[nn.Module] = []
+        channels = width
+        for stage in range(4):
+            wide = width * 2**stage
+            blocks += [_ResidualBlock(channels, wide, 1 if stage == 0 else 2)]
+            blocks += [_ResidualBlock(wide, wide, 1)]
+            channels = wide
+        self.stem = nn.Sequential(*_convolution(input_shape[0], width))
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, n_classes)
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        """Return the logits (n, K)."""
+        return self.head(self.blocks(self.stem(X)).mean(dim=(2, 3)))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*_convolution(channels_in, channels, stride=stride))
+        self.second = nn.Sequential(*_convolution(channels, channels)[:2])
+        same = stride == 1 and channels_in == channels
+        self.shortcut: nn.Module = nn.Identity()
+        if not same:
+            self.shortcut = nn.Sequential(*_convolution(channels_in, channels, 1, stride)[:2])
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        return functional.relu(self.second(self.first(X)) + self.shortcut(X))
+
+
+def _convolution(
+    channels_in: int, channels: int, kernel: int = 3, stride: int = 1
+) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels_in, channels, kernel, stride, padding=kernel // 2, bias=False),
+        nn.GroupNorm(8, channels),
+        nn.ReLU(),
+    ]
+
+
+def _check_images(module: nn.Module, input_shape: Sequence[int]) -> None:
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"{type(module).__name__} takes images of shape (c, h, w), not rows of the shape "
+            f"{tuple(input_shape)}"
+        )

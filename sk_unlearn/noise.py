@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from math import floor, log2
+from math import frexp
 
 import numpy as np
 from scipy.special import ndtri
@@ -41,7 +41,7 @@ class NoiseSource:
         if seed is None:
             self._bytes = os.urandom
         else:
-            entropy = np.random.SeedSequence([int(seed), int(stream)])
+            entropy = np.random.SeedSequence(int(seed), spawn_key=(int(stream),))
             self._bytes = np.random.Generator(np.random.Philox(entropy)).bytes
 
     def gaussian(self, size: int, std: float) -> np.ndarray:
@@ -80,4 +80,4 @@ def grid_step(std: float) -> float:
     >>> grid_step(0.01) == 2.0**-19
     True
     """
-    return 2.0 ** (floor(log2(std)) - _GRID_BITS)
+    return 2.0 ** (frexp(std)[1] - 1 - _GRID_BITS)

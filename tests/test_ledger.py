@@ -337,8 +337,8 @@ def test_the_memory_keeps_its_content_after_close():
         "DELETE FROM entries WHERE sequence = 7",
         "DELETE FROM entries",
         "INSERT OR REPLACE INTO entries SELECT * FROM entries WHERE sequence = 1",
-        "INSERT INTO entries SELECT sequence + 10, time, clock_went_back, state, request_ids, n_rows,"
-        " sample_digests, key_id, detail, certificate, previous_hash, hash FROM entries",
+        "INSERT INTO entries SELECT sequence + 10, time, clock_went_back, state, request_ids,"
+        " n_rows, sample_digests, key_id, detail, certificate, previous_hash, hash FROM entries",
         "INSERT INTO entries SELECT NULL, time, clock_went_back, state, request_ids, n_rows,"
         " sample_digests, key_id, detail, certificate, previous_hash, hash FROM entries LIMIT 1",
         "INSERT INTO entries SELECT 8, time, clock_went_back, state, request_ids, n_rows,"
@@ -399,9 +399,10 @@ def test_every_stored_value_changed_in_turn_is_found(written, tampered, column):
                 continue  # taken: reordering has its own test
             update = f"UPDATE entries SET {column} = ? WHERE sequence = ?"
             ledger = tampered((update, other, sequence))
-            # a sequence number below 1 comes first, before any entry that is missing
-            first = 1 if column == "sequence" and other < 1 else sequence
-            with pytest.raises(LedgerCorruptError, match=rf"^entry '?{first}\b"):
+            first = sequence
+            if column == "sequence" and (other < 1 or sequence == len(rows)):
+                first = other  # met under its new number before an entry is missing
+            with pytest.raises(LedgerCorruptError, match=rf"^entry {first}\b"):
                 ledger.verify()
             ledger.close()
             where = other if column == "sequence" else sequence
@@ -409,12 +410,53 @@ def test_every_stored_value_changed_in_turn_is_found(written, tampered, column):
             assert ledger.verify().sequence == len(rows)
             ledger.close()
             n_changes += 1
-    assert n_changes >= 7 * 3
+    assert n_changes >= 7 * 2
 
 
 def test_text_that_is_no_utf8_is_found(tampered):
     ledger = tampered(("UPDATE entries SET detail = CAST(x'22ff22' AS TEXT) WHERE sequence = 2",))
-    with pytest.raises(LedgerCorruptError, match="^entry 2 "):
+    with pytest.raises(LedgerCorruptError, match=r"^entry 2 "):
+        ledger.verify()
+    ledger.close()
+
+
+def test_an_invalid_byte_is_not_taken_for_the_character_that_replaces_it(path):
+    ledger = DeletionLedger(path)
+    ledger.request(1, request_id="a")
+    plain = json.loads(make_certificate(scope=("\ufffd",)).to_json())
+    ledger.released("a", json.dumps(plain, ensure_ascii=False))
+    assert ledger.verify().sequence == 2
+    ledger.close()
+    content = path.read_bytes()
+    assert content.count("\ufffd".encode()) == 1
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:
+        (sql,) = raw.execute("SELECT sql FROM sqlite_master WHERE name = 'entries_never_change'")
+        raw.execute("DROP TRIGGER entries_never_change")
+        raw.execute(
+            "UPDATE entries SET certificate = CAST(replace(CAST(certificate AS BLOB), x'efbfbd',"
+            " x'ff') AS TEXT) WHERE sequence = 2"
+        )
+        raw.execute(*sql)
+    with pytest.raises(LedgerCorruptError, match="entry 2 of the ledger was changed"):
+        ledger.verify()
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("position", "content", "message"),
+    [
+        (44, b"\0\0\0\x09", "unsupported file format"),
+        (36, b"\0\0\0\x05", "the file of the ledger is damaged: .*[Ff]reelist"),
+        (b"CREATE TABLE entries (", b"CREATE TABLE entries \xff", "damaged or not a ledger"),
+    ],
+)
+def test_damage_outside_the_entries_is_found(written, path, position, content, message):
+    damaged = bytearray(written[0].read_bytes())
+    start = position if isinstance(position, int) else damaged.index(position)
+    damaged[start : start + len(content)] = content
+    path.write_bytes(damaged)
+    ledger = DeletionLedger(path)
+    with pytest.raises(LedgerCorruptError, match=message):
         ledger.verify()
     ledger.close()
 
@@ -433,7 +475,7 @@ def test_a_removed_entry_is_found_when_the_later_ones_move_up(tampered):
         ("UPDATE entries SET sequence = -sequence WHERE sequence > 3",),
         ("UPDATE entries SET sequence = -sequence - 1 WHERE sequence < 0",),
     )
-    with pytest.raises(LedgerCorruptError, match="^entry 3 "):
+    with pytest.raises(LedgerCorruptError, match=r"^entry 3 "):
         ledger.verify()
     ledger.close()
 
@@ -504,7 +546,8 @@ def test_a_check_removed_by_writing_the_schema_is_found(tampered):
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_byte_changes_nothing_that_is_read_or_is_found(written, tmp_path, data):
-    source, rows, head = written
+    source, _, head = written
+    entries = list(DeletionLedger(source))
     content = bytearray(source.read_bytes())
     position = data.draw(st.integers(0, len(content) - 1))
     content[position] ^= data.draw(st.integers(1, 255))
@@ -515,8 +558,8 @@ def test_a_changed_byte_changes_nothing_that_is_read_or_is_found(written, tmp_pa
     ledger = DeletionLedger(path)
     try:
         ledger.verify(head=head)
-        assert [tuple(e.hash for e in ledger)] == [tuple(row[-1] for row in rows)]
-    except LedgerError:
+        assert list(ledger) == entries
+    except LedgerCorruptError:
         pass
     ledger.close()
 
@@ -542,6 +585,25 @@ def rewritten(tampered, rows):
 
 def test_the_chain_is_what_it_is_said_to_be(written):
     assert chained(written[1]) == written[1]
+
+
+def test_an_entry_replaced_together_with_its_hash_is_found_by_the_next_one(written, tampered):
+    _, rows, _ = written
+    for sequence in range(1, 7):
+        forged = list(rows[sequence - 1])
+        forged[1] = "1999-12-31T00:00:00.000000+00:00"
+        text = json.dumps(forged[:-1], separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        update = "UPDATE entries SET time = ?, hash = ? WHERE sequence = ?"
+        ledger = tampered((update, forged[1], digest, sequence))
+        with pytest.raises(
+            LedgerCorruptError, match=f"entry {sequence + 1} of the ledger does not follow"
+        ):
+            ledger.verify()
+        ledger.close()
+        ledger = tampered((update, rows[sequence - 1][1], rows[sequence - 1][-1], sequence))
+        assert ledger.verify().sequence == 7
+        ledger.close()
 
 
 def test_truncation_is_found_with_a_remembered_head_only(written, tampered):
@@ -604,7 +666,7 @@ def test_each_certificate_is_verified(written, tampered):
     forged = [list(row) for row in written[1]]
     forged[3][COLUMNS.index("certificate")] = make_certificate(mu=0.25).to_json()
     ledger = rewritten(tampered, forged)
-    with pytest.raises(LedgerCorruptError, match="^entry 4 .* certificate does not verify: mu"):
+    with pytest.raises(LedgerCorruptError, match=r"^entry 4 .* certificate does not verify: mu"):
         ledger.verify()
     ledger.close()
 
@@ -699,7 +761,7 @@ def test_a_destroyed_key(ledger):
     ledger.destroy_key()
     assert ledger.path is None or not os.path.exists(f"{ledger.path}.key")
     assert ledger.verify(head=head) == head
-    with pytest.raises(LedgerError, match="key of .* is gone"):
+    with pytest.raises(LedgerError, match=r"key of .* is gone"):
         ledger.find("bob-jones-1977")
     ledger.request(1, sample_ids=["bob-jones-1977"], request_id="new")
     with pytest.warns(UnlearningWarning, match="2 of 3 requests cannot be searched"):
@@ -757,7 +819,11 @@ def test_export_never_overwrites_the_ledger_itself(path, tmp_path):
     for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db.key", "link"):
         with pytest.raises(ValueError, match="belongs to the ledger itself"):
             ledger.export(tmp_path / name)
-    assert ledger.verify().sequence == 7
+    through_link = DeletionLedger(tmp_path / "link")
+    with pytest.raises(ValueError, match="belongs to the ledger itself"):
+        through_link.export(path)
+    assert ledger.verify().sequence == through_link.verify().sequence == 7
+    through_link.close()
     ledger.close()
 
 
@@ -825,7 +891,7 @@ def test_a_changed_pickle_is_found(monkeypatch):
     state["rows"][1] = (*row[:5], 77, *row[6:])
     other = DeletionLedger()
     other.__setstate__(state)
-    with pytest.raises(LedgerCorruptError, match="^entry 2 "):
+    with pytest.raises(LedgerCorruptError, match=r"^entry 2 "):
         other.verify()
     del state["rows"][0]
     with pytest.raises(LedgerCorruptError, match="append-only"):

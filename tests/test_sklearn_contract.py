@@ -22,7 +22,7 @@ from sklearn.model_selection import (
     cross_val_score,
 )
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch import NeuralNetClassifier
 from skorch.callbacks import EarlyStopping, EpochScoring
@@ -87,9 +87,7 @@ def test_grid_search_gives_the_same_result_in_parallel():
         GridSearchCV(CertifiedNeuralClassifier(random_state=0), grid, cv=2, n_jobs=n).fit(X, y)
         for n in (1, 2)
     ]
-    np.testing.assert_array_equal(
-        *(result.cv_results_["mean_test_score"] for result in results)
-    )
+    np.testing.assert_array_equal(*(result.cv_results_["mean_test_score"] for result in results))
 
 
 def test_grid_search_over_nested_method_parameters():

@@ -47,7 +47,7 @@ FAR = np.full((1, 4), 99.0)
         ({"X_u": X[:1]}, DeletionRequestError, "y_u is missing"),
         ({"y_u": NAMES[y[:1]]}, DeletionRequestError, "X_u is missing"),
         ({"X_u": FAR, "y_u": NAMES[:1]}, UnknownRowError, "rows 0 of X_u are not among the 150"),
-        ({"X_u": X[:1], "y_u": WRONG}, UnknownRowError, "row 0 .* label 'setosa', not 'virginica'"),
+        ({"X_u": X[:1], "y_u": WRONG}, UnknownRowError, "row 0: 'setosa', not 'virginica'"),
         ({"X_u": X[:1], "y_u": ["rose"]}, DeletionRequestError, "rose"),
         ({"X_u": X[:1, :3], "y_u": NAMES[:1]}, DeletionRequestError, "3 features"),
         ({"X_u": X[:2], "y_u": NAMES[:1]}, DeletionRequestError, "inconsistent"),

@@ -1,11 +1,15 @@
 """Unlearning methods: instances, one per file, all with the same door."""
 
 from .base import OneShotMethod, Outcome, Problem, Rows, Setting, UnlearningMethod
+from .gradient_clipping import GradientClipping
+from .model_clipping import ModelClipping
 from .output_perturbation import OutputPerturbation
 from .residual import Residual
 from .retrain import Retrain
 
 __all__ = [
+    "GradientClipping",
+    "ModelClipping",
     "OneShotMethod",
     "Outcome",
     "OutputPerturbation",

@@ -196,7 +196,8 @@ def _inside_ball(solution: Minimum, problem: Problem) -> tuple[np.ndarray, bool]
         distance = float(np.linalg.norm(weights - problem.reference))
         warnings.warn(
             f"the optimum lies {distance:.4g} from the anchor, outside the ball of radius "
-            f"C={problem.setting.C:g}: the model is its projection, less accurate than the optimum; "
+            f"C={problem.setting.C:g}: the model is its projection, less accurate than the "
+            "optimum; "
             "raise C (it costs Residual nothing)",
             UnlearningWarning,
             stacklevel=2,
@@ -207,7 +208,8 @@ def _inside_ball(solution: Minimum, problem: Problem) -> tuple[np.ndarray, bool]
 def _advice(solution: Minimum, tol: float) -> str:
     if solution.rounding >= 0.5 * tol:
         return (
-            f"the tolerance {tol:.3g} is below what float64 can prove here: the gradient's rounding "
+            f"the tolerance {tol:.3g} is below what float64 can prove here: the gradient's "
+            "rounding "
             f"error alone is {solution.rounding:.3g}; raise noise_std or lam, or scale the "
             "features down (their row norms enter it). Nothing was changed."
         )

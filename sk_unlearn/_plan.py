@@ -1,0 +1,180 @@
+"""What a deletion will do and cost, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from ._validation import check_guarantee
+from .accounting import calibrate, event_epsilon, event_mu
+from .events import Event, GaussianRelease, ModelClippingIterations, NoisyBlocks, NoisyIterations
+from .exceptions import CalibrationError
+
+_TARGET = 1.0 - 2.0**-34
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a deletion will do, from public constants and the number of rows alone.
+
+    Parameters
+    ----------
+    method : str
+        The method, with its parameters.
+    epsilon, delta : float
+        The guarantee.
+    mu : float or None
+        Gaussian-DP parameter, None where a method has none.
+    event : Event
+        The release, calibrated.
+    sigma : float or None
+        Standard deviation of the noise, per weight and step.
+    steps : int
+        Noisy steps, over all blocks.
+    noise_norm : float or None
+        Expected Euclidean norm of the noise in the weights after the last noisy step, over all
+        weights; what contraction has taken away is left out.
+    radius : float or None
+        Both worlds start within this distance of one point.
+    passes : float or None
+        Passes over the training rows, fine-tuning included; None where it is not known before.
+    n_parameters : int
+        Weights that are released.
+    """
+
+    method: str
+    epsilon: float
+    delta: float
+    mu: float | None
+    event: Event
+    sigma: float | None
+    steps: int
+    noise_norm: float | None
+    radius: float | None
+    passes: float | None
+    n_parameters: int
+
+    @property
+    def noise_over_radius(self) -> float | None:
+        """Expected noise norm over the start radius: far above 1, nothing of the start is left."""
+        return self.noise_norm / self.radius if self.noise_norm and self.radius else None
+
+    def __str__(self) -> str:
+        lines = [f"{self.method} at epsilon = {self.epsilon:g}, delta = {self.delta:g}"]
+        if self.mu is not None:
+            lines.append(f"mu                   {self.mu:.6g}")
+        if self.sigma is not None:
+            lines.append(
+                f"sigma                {self.sigma:.6g} per weight, {self.n_parameters} weights"
+            )
+        if self.noise_over_radius is not None:
+            lines.append(
+                f"noise / start radius {self.noise_over_radius:.4g} (norm {self.noise_norm:.4g} over "
+                f"{self.radius:.4g})"
+            )
+        if self.steps:
+            lines.append(f"noisy steps          {self.steps}")
+        if self.passes is not None:
+            lines.append(f"passes over the rows {self.passes:.4g}, fine-tuning included")
+        return "\n  ".join(lines)
+
+    __repr__ = __str__
+
+
+class PlanMixin:
+    """``plan`` for a net with ``unlearn``."""
+
+    def plan(self, epsilon: float | None = 1.0, delta: float = 1e-5) -> Plan:
+        """Return what ``unlearn`` at (epsilon, delta) would do, without running anything.
+
+        Parameters
+        ----------
+        epsilon, delta : float
+            The guarantee. ``epsilon=None``: what the noise that the method fixes buys.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        CalibrationError
+            If the method cannot give the guarantee.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sk_unlearn import CertifiedNeuralClassifier
+        >>> from sk_unlearn.methods import GradientClipping
+        >>> X, y = load_iris(return_X_y=True)
+        >>> method = GradientClipping(radius=0.1, clip_norm=0.1, steps=10)
+        >>> clf = CertifiedNeuralClassifier(method=method, max_epochs=1).fit(X, y)
+        >>> plan = clf.plan(epsilon=1.0, delta=1e-5)
+        >>> plan.steps, round(plan.sigma, 4)
+        (10, 0.2601)
+        """
+        self.check_is_fitted()
+        setting = self._setting()
+        event, epsilon, delta = settle(self.method_, setting, epsilon, delta)
+        noise, radius, steps = _noise(event)
+        passes = getattr(self.method_, "passes", None)
+        return Plan(
+            method=" ".join(repr(self.method_).split()),
+            epsilon=epsilon,
+            delta=delta,
+            mu=event_mu(event),
+            event=event,
+            sigma=getattr(event, "sigma", None),
+            steps=steps,
+            noise_norm=None if noise is None else noise * sqrt(setting.n_parameters),
+            radius=radius,
+            passes=None if passes is None else passes(setting, self.n_rows_),
+            n_parameters=setting.n_parameters,
+        )
+
+
+def settle(
+    method: Any, setting: Any, epsilon: float | None, delta: float
+) -> tuple[Event, float, float]:
+    """Return the calibrated event of a method with the guarantee that it is for.
+
+    With ``epsilon=None`` the method must fix its noise by hand; then epsilon is what that buys.
+
+    Raises
+    ------
+    DeletionRequestError
+        If epsilon or delta is no guarantee.
+    CalibrationError
+        If no noise gives it, or the noise that would say what epsilon is, is open.
+    """
+    asked, delta = check_guarantee(1.0 if epsilon is None else epsilon, delta)
+    event = method.event(setting)
+    if epsilon is None:
+        try:
+            asked = event_epsilon(event, delta * _TARGET)
+        except CalibrationError as error:
+            raise CalibrationError(
+                f"epsilon=None asks what the noise buys, but {type(method).__name__} leaves the noise "
+                "to be calibrated: give epsilon, or fix the noise (noise_std) at construction"
+            ) from error
+    return calibrate(event, asked, delta), asked, delta
+
+
+def _noise(event: Event) -> tuple[float | None, float | None, int]:
+    """Return the noise per weight after the last step, the start radius, and the noisy steps."""
+    if isinstance(event, GaussianRelease):
+        return event.sigma, event.sensitivity / 2, 1
+    if isinstance(event, ModelClippingIterations):
+        return event.sigma, event.radius, event.steps
+    if isinstance(event, NoisyIterations | NoisyBlocks):
+        ages = np.arange(event.steps)[::-1]
+        left = (1.0 - event.learning_rate * event.lam) ** ages
+        noise = event.sigma * float(np.linalg.norm(left * (event.schedule or 1.0)))
+        radii = event.radii if isinstance(event, NoisyBlocks) else (event.radius,)
+        return noise, float(np.linalg.norm(radii)), event.steps * len(radii)
+    return None, None, 0

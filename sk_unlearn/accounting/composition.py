@@ -1,0 +1,167 @@
+"""From the record of what ran to (epsilon, delta), and back to the noise that is needed.
+
+An event that no rule here covers raises; it never passes for free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import singledispatch
+from math import inf
+
+from ..events import Event, ExactRelease, GaussianRelease, UncertifiedRelease
+from ..exceptions import CalibrationError, UnknownEventError
+from .gaussian import (
+    gaussian_delta,
+    gaussian_epsilon,
+    gaussian_mu,
+    gaussian_sigma,
+    sensitivity_mu,
+)
+
+_TARGET = 1.0 - 2.0**-34
+
+
+def _unknown(event: object) -> UnknownEventError:
+    return UnknownEventError(f"no accounting rule for {event!r}; it may not be certified")
+
+
+@singledispatch
+def event_mu(event: Event) -> float | None:
+    """Gaussian-DP parameter of an event, rounded up; None when it has none (T1).
+
+    Raises
+    ------
+    UnknownEventError
+        If no rule covers the event.
+    """
+    raise _unknown(event)
+
+
+@singledispatch
+def event_delta(event: Event, epsilon: float) -> float:
+    """Smallest proved delta of an event at `epsilon`, rounded up (T1)."""
+    raise _unknown(event)
+
+
+@singledispatch
+def event_epsilon(event: Event, delta: float) -> float:
+    """Smallest proved epsilon of an event at `delta`, rounded up (T1)."""
+    raise _unknown(event)
+
+
+@singledispatch
+def calibrate(event: Event, epsilon: float, delta: float) -> Event:
+    """Fill in the one number of `event` that is None, so that it satisfies (epsilon, delta).
+
+    Parameters
+    ----------
+    event : Event
+        What a method says it would be: with its noise unknown, or with its noise fixed
+        and its sensitivity unknown.
+    epsilon, delta : float
+        The guarantee asked for.
+
+    Returns
+    -------
+    Event
+        The same event, complete; rounded to the safe side. What is solved for aims 6e-11
+        below `delta` (relative), so that :meth:`sk_unlearn.Certificate.verify` agrees on
+        platforms whose exp and log round otherwise.
+
+    Raises
+    ------
+    CalibrationError
+        If everything is fixed already and buys less than what was asked for.
+    UnknownEventError
+        If no rule covers the event.
+
+    Examples
+    --------
+    >>> from sk_unlearn.accounting import calibrate
+    >>> from sk_unlearn.events import GaussianRelease
+    >>> event = GaussianRelease(40.0, None, "ball_diameter", (("C", 20.0),))
+    >>> round(calibrate(event, 1.0, 1e-5).sigma, 4)
+    149.2253
+    """
+    raise _unknown(event)
+
+
+@event_mu.register
+def _(event: ExactRelease) -> float | None:
+    return 0.0
+
+
+@event_delta.register
+def _(event: ExactRelease, epsilon: float) -> float:
+    return 0.0
+
+
+@event_epsilon.register
+def _(event: ExactRelease, delta: float) -> float:
+    return 0.0
+
+
+@calibrate.register
+def _(event: ExactRelease, epsilon: float, delta: float) -> Event:
+    return event
+
+
+@event_mu.register
+def _(event: UncertifiedRelease) -> float | None:
+    return None
+
+
+@event_delta.register
+def _(event: UncertifiedRelease, epsilon: float) -> float:
+    return 0.0 if epsilon == inf else 1.0
+
+
+@event_epsilon.register
+def _(event: UncertifiedRelease, delta: float) -> float:
+    return inf
+
+
+@calibrate.register
+def _(event: UncertifiedRelease, epsilon: float, delta: float) -> Event:
+    return event
+
+
+@event_mu.register
+def _(event: GaussianRelease) -> float | None:
+    if event.sensitivity is None or event.sigma is None:
+        raise CalibrationError(f"{event!r} is incomplete: calibrate it first")
+    return float(sensitivity_mu(event.sensitivity, event.sigma))
+
+
+@event_delta.register
+def _(event: GaussianRelease, epsilon: float) -> float:
+    return float(gaussian_delta(event_mu(event), epsilon))
+
+
+@event_epsilon.register
+def _(event: GaussianRelease, delta: float) -> float:
+    return float(gaussian_epsilon(event_mu(event), delta))
+
+
+@calibrate.register
+def _(event: GaussianRelease, epsilon: float, delta: float) -> Event:
+    if event.sigma is None and event.sensitivity is not None:
+        sigma = gaussian_sigma(event.sensitivity, epsilon, delta * _TARGET)
+        event = replace(event, sigma=float(sigma))
+    elif event.sensitivity is None and event.sigma is not None:
+        sensitivity = float(gaussian_mu(epsilon, delta * _TARGET)) * event.sigma
+        event = replace(event, sensitivity=sensitivity)
+    require(event, epsilon, delta)
+    return event
+
+
+def require(event: Event, epsilon: float, delta: float) -> None:
+    """Raise `CalibrationError` unless the complete `event` satisfies (epsilon, delta)."""
+    if event_delta(event, epsilon) > delta:
+        bought = event_epsilon(event, delta)
+        raise CalibrationError(
+            f"the noise is fixed by hand and buys epsilon = {bought:.6g} at delta = {delta:g}, not "
+            f"the {epsilon:g} asked for; ask for epsilon >= {bought:.6g}, or let the noise be "
+            "calibrated"
+        )

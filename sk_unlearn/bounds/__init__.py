@@ -1,0 +1,57 @@
+"""Sensitivity theorems as pure functions of numbers.
+
+Every function reads its arguments exactly, computes in rationals where it can, and returns a
+float that is rounded up (tolerances and budgets: down), so that what it claims is never less
+than what was proved. Floats in, float out: a certificate that records the name of a function and
+its arguments can be recomputed by anyone. Numbers such as (T9) are those of the theory notes.
+"""
+
+from .deletion import descent_distance, newton_steps_distance, one_newton_step, optimum_shift
+from .distances import ball_diameter, residual_distance, residual_tolerance
+from .heads import HeadConstants, head_constants
+from .newton import (
+    inexact_solve_error,
+    lissa_bias,
+    lissa_steps,
+    newton_distance,
+    newton_error,
+    newton_influence_error,
+)
+from .removal import certified_removal_budget, certified_removal_residual
+from .rounding import computed_norm_bound, gradient_rounding_error
+
+DISTANCES = frozenset(
+    {
+        "ball_diameter",
+        "descent_distance",
+        "newton_distance",
+        "newton_error",
+        "newton_steps_distance",
+        "residual_distance",
+    }
+)
+"""The functions whose value is a distance between the two worlds' outputs: only these may stand
+behind the sensitivity of a release."""
+
+__all__ = [
+    "DISTANCES",
+    "HeadConstants",
+    "ball_diameter",
+    "certified_removal_budget",
+    "certified_removal_residual",
+    "computed_norm_bound",
+    "descent_distance",
+    "gradient_rounding_error",
+    "head_constants",
+    "inexact_solve_error",
+    "lissa_bias",
+    "lissa_steps",
+    "newton_distance",
+    "newton_error",
+    "newton_influence_error",
+    "newton_steps_distance",
+    "one_newton_step",
+    "optimum_shift",
+    "residual_distance",
+    "residual_tolerance",
+]

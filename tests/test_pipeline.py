@@ -1,0 +1,125 @@
+"""Deletion through pipelines: what is classified as leaking, and what the certificate says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
+
+from sk_unlearn import CertifiedNeuralClassifier, Status, UnlearningPipeline, unlearn
+from sk_unlearn.exceptions import DeletionRequestError, NotApplicableError, UnknownRowError
+from sk_unlearn.modules import LinearHead
+from sk_unlearn.pipeline import fitted_steps, frozen_steps
+
+X, y = load_iris(return_X_y=True)
+
+
+def _net():
+    return CertifiedNeuralClassifier(LinearHead, C=100.0)
+
+
+CLEAN = [
+    Normalizer(),
+    "passthrough",
+    None,
+    FunctionTransformer(np.log1p),
+    FrozenEstimator(StandardScaler().fit(X)),
+    FeatureUnion([("a", Normalizer()), ("b", "passthrough"), ("c", "drop")]),
+    ColumnTransformer([("a", Normalizer(), [0, 1])], remainder="passthrough"),
+    Pipeline([("a", Normalizer()), ("b", FeatureUnion([("c", FunctionTransformer())]))]),
+]
+LEAKY = [
+    (StandardScaler(), ["s"]),
+    (make_pipeline(Normalizer(), PCA(2)), ["s.pca"]),
+    (FeatureUnion([("a", Normalizer()), ("b", PCA(2))]), ["s.b"]),
+    (
+        ColumnTransformer(
+            [("a", StandardScaler(), [0]), ("b", Normalizer(), [1, 2])], remainder=StandardScaler()
+        ),
+        ["s.a", "s.remainder"],
+    ),
+]
+
+
+@pytest.mark.parametrize("step", CLEAN, ids=str)
+def test_clean_steps_give_a_formal_certificate(step):
+    assert fitted_steps(step, "s") == []
+    pipe = Pipeline([("s", step), ("net", _net())]).fit(X, y)
+    assert unlearn(pipe, X[:3], y[:3]) is pipe
+    certificate = pipe[-1].certificate_
+    assert certificate.formal
+    assert certificate.n_deleted == 3
+    named = [text for text in certificate.scope if "frozen by declaration" in text]
+    assert len(named) == len(frozen_steps(step, "s"))
+
+
+@pytest.mark.parametrize(("step", "names"), LEAKY)
+@pytest.mark.parametrize("fitted", [False, True])
+def test_fitted_steps_are_refused_and_named(step, names, fitted):
+    pipe = Pipeline([("s", step), ("net", _net())]).fit(X, y)
+    assert fitted_steps(pipe[0] if fitted else step, "s") == names
+    before = dict(vars(pipe[-1]))
+    with pytest.raises(NotApplicableError, match=r"PublicScaler\(center") as error:
+        unlearn(pipe, X[:3], y[:3])
+    assert all(name in str(error.value) for name in names)
+    assert vars(pipe[-1]) == before
+
+
+@pytest.mark.parametrize(("step", "names"), LEAKY)
+def test_leaks_may_be_allowed_but_then_it_is_not_formal(step, names):
+    pipe = UnlearningPipeline([("s", step), ("net", _net())]).fit(X, y)
+    pipe.unlearn(X[:3], y[:3], allow_leaks=True)
+    certificate = pipe.certificate_
+    assert not certificate.formal
+    (leak,) = [a for a in certificate.assumptions if a.name == "preprocessing"]
+    assert leak.status is Status.ASSUMED
+    assert all(name in leak.statement for name in names)
+
+
+def test_through_a_grid_search_and_nested_pipelines():
+    inner = make_pipeline(FunctionTransformer(), _net())
+    pipe = Pipeline([("norm", Normalizer()), ("skip", "passthrough"), ("inner", inner)])
+    search = GridSearchCV(pipe, {"inner__certifiedneuralclassifier__lam": [1e-3, 1e-2]}, cv=2)
+    search.fit(X, y)
+    unlearn(search, X[:4], y[:4], epsilon=0.5)
+    net = search.best_estimator_[-1][-1]
+    assert net.certificate_.epsilon == 0.5
+    assert net.certificate_.formal
+    assert len(net.rows_) == len(X) - 4
+    assert search.predict(X).shape == y.shape
+
+
+def test_data_frames_by_column():
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    columns = ColumnTransformer([("n", Normalizer(), ["a", "b"])], remainder="passthrough")
+    pipe = UnlearningPipeline([("columns", columns), ("net", _net())]).fit(frame, y)
+    pipe.unlearn(frame.iloc[[3, 99]], y[[3, 99]])
+    assert pipe.certificate_.n_deleted == 2
+    with pytest.raises(UnknownRowError):
+        pipe.unlearn(frame.iloc[[3]], y[[3]])
+
+
+def test_ids_and_indices_reach_the_net():
+    pipe = make_pipeline(Normalizer(), _net())
+    pipe.fit(X, y, certifiedneuralclassifier__sample_ids=np.arange(150) // 2)
+    unlearn(pipe, sample_ids=[0, 70])
+    unlearn(pipe, indices=[0])
+    assert len(pipe[-1].rows_) == 145
+    with pytest.raises(DeletionRequestError, match="exactly one way"):
+        unlearn(pipe)
+
+
+def test_the_net_alone_and_estimators_that_cannot():
+    net = _net().fit(X, y)
+    assert unlearn(net, indices=[0]) is net
+    with pytest.raises(NotApplicableError, match="LogisticRegression has no unlearn"):
+        unlearn(make_pipeline(Normalizer(), LogisticRegression()).fit(X, y), X[:1], y[:1])
+    assert not hasattr(UnlearningPipeline([("m", LogisticRegression())]), "unlearn")
