@@ -23,9 +23,7 @@ class FineTuningMixin:
         """
         config = {"method": "retrain", "max_epochs": int(epochs), "verbose": self.verbose}
         net = clone(type(self)(**(self.fit_config_ | config)))
-        for name in ("n_features_in_", "input_shape_", "classes_inferred_", "classes_declared_"):
-            if hasattr(self, name):
-                vars(net)[name] = getattr(self, name)
+        vars(net).update((name, vars(self)[name]) for name in self._inferred_)
         with net._seeded(restart=True):
             net.initialize()
             module = deepcopy(self.module_)

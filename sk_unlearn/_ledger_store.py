@@ -218,7 +218,6 @@ def _connect(uri: str, timeout: float) -> sqlite3.Connection:
     try:
         connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA trusted_schema = OFF")
     except BaseException:
         connection.close()
         raise

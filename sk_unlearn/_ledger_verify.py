@@ -28,7 +28,7 @@ def verify_entries(connection: sqlite3.Connection, known: Head) -> Head:
             f"entry {replay.head.sequence + 1} of the ledger cannot be read: {error}"
         ) from error
     if report != "ok":
-        raise LedgerCorruptError(f"the file of the ledger is damaged: {report}")
+        raise LedgerCorruptError(f"the file of the ledger is damaged: {' '.join(report.split())}")
     if replay.head.sequence < known.sequence:
         raise LedgerCorruptError(
             f"entry {replay.head.sequence + 1} of the ledger is missing: "

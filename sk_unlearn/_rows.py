@@ -84,7 +84,8 @@ class TrainingRows:
         """
         wanted = _row_hash(X)
         where = _match(_with_label(wanted, y), self._keys())
-        equal = (where >= 0) & (self.X[where] == X).all(axis=tuple(range(1, X.ndim)))
+        equal = where >= 0
+        equal[equal] = (self.X[where[equal]] == X[equal]).all(axis=tuple(range(1, X.ndim)))
         missing = np.flatnonzero(~equal)
         if len(missing):
             raise UnknownRowError(self._explain_missing(missing, wanted, y, labels))
@@ -224,9 +225,11 @@ def _match(wanted: np.ndarray, present: np.ndarray) -> np.ndarray:
     order = np.argsort(present, kind="stable")
     ranked = present[order]
     place = np.searchsorted(ranked, wanted) + _copy_number(wanted)
-    found = place < len(ranked)
-    found[found] = ranked[place[found]] == wanted[found]
-    return np.where(found, order[np.where(found, place, 0)], -1)
+    found = np.flatnonzero(place < len(ranked))
+    found = found[ranked[place[found]] == wanted[found]]
+    out = np.full(len(wanted), -1, dtype=np.int64)
+    out[found] = order[place[found]]
+    return out
 
 
 def _copy_number(keys: np.ndarray) -> np.ndarray:

@@ -107,6 +107,32 @@ class UnlearningMixin:
         vars(self).update(self._released(outcome, retained, certificate))
         return self
 
+    def refresh(self) -> UnlearningMixin:
+        """Prepare for the next deletion, in idle time: a release drops what made it cheap.
+
+        Uses the released weights and the rows that remain, nothing older, so that earlier
+        certificates stand (T18). The weights do not change. Without it the next deletion does
+        the same work itself.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        DeletionRequestError
+            With ``store_data=False``: there are no rows to prepare from.
+        """
+        self.check_is_fitted()
+        if self.rows_ is None:
+            raise DeletionRequestError("refresh needs the training rows; use store_data=True")
+        nothing = self.rows_.take(np.empty(0, dtype=np.int64))
+        problem = self._problem(self.rows_, nothing, lambda: self.module_, NoiseSource())
+        self.method_state_ = self.method_.prepare(problem)[1]
+        return self
+
     def _split_rows(
         self, X_u: Any, y_u: Any, indices: Any, sample_ids: Any, X_r: Any, y_r: Any
     ) -> tuple[TrainingRows, TrainingRows]:

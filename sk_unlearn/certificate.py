@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -11,17 +10,18 @@ from math import inf, isfinite, isnan
 from typing import Any
 
 from . import bounds
+from ._certificate_json import READ, finite
 from ._certificate_text import as_html, as_text
 from .accounting import event_delta, event_mu
 from .assumptions import Assumption, Status
-from .events import Event, GaussianRelease, event_from_dict, number, optional_number
+from .events import Event, GaussianRelease, UncertifiedRelease
 from .exceptions import CertificateError, SkUnlearnError
 
 FORMAT = "sk_unlearn certificate 1"
 _OPERATOR_ONLY = ("n_deleted", "diagnostics")
 __all__ = ["Assumption", "Certificate", "Status"]
 
-_PACKAGES = ("sk-unlearn", "numpy", "scipy", "scikit-learn", "skorch", "torch")
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "skorch", "torch")
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,25 +106,26 @@ class Certificate:
     ) -> Certificate:
         """Write the certificate of a complete event, as asked for or, if it proves nothing, so.
 
-        An event that buys nothing, or a refuted assumption, makes ``epsilon`` infinite.
+        An uncertified event, or a refuted assumption, makes ``epsilon`` infinite.
 
         Raises
         ------
         CertificateError
             If the event buys less than (epsilon, delta).
         """
-        mu = event_mu(event)
-        if mu is None or any(a.status is Status.REFUTED for a in assumptions):
+        if isinstance(event, UncertifiedRelease) or any(
+            a.status is Status.REFUTED for a in assumptions
+        ):
             epsilon = inf
         certificate = cls(
             epsilon=epsilon,
             delta=delta,
-            mu=mu,
+            mu=event_mu(event),
             sigma=getattr(event, "sigma", None),
             sensitivity=getattr(event, "sensitivity", None),
             event=event,
             assumptions=tuple(assumptions),
-            versions={name: metadata.version(name) for name in _PACKAGES},
+            versions=_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
         )
@@ -205,7 +206,7 @@ class Certificate:
             for assumption in record["assumptions"]:
                 assumption.pop("evidence")
         record = {"format": FORMAT, "audience": audience, "formal": shown.formal} | record
-        return json.dumps(_finite(record), indent=1, allow_nan=False)
+        return json.dumps(finite(record), indent=1, allow_nan=False)
 
     def _public(self) -> Certificate:
         return replace(
@@ -234,7 +235,7 @@ class Certificate:
                 record |= {"n_deleted": None, "diagnostics": {}}
             elif audience != "operator":
                 raise CertificateError(f"audience = {audience!r}")
-            certificate = cls(**{name: _READ[name](value) for name, value in record.items()})
+            certificate = cls(**{name: READ[name](value) for name, value in record.items()})
         except CertificateError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -246,58 +247,14 @@ class Certificate:
         return certificate
 
     def __repr__(self) -> str:
+        """Return the certificate in words."""
         return as_text(self)
 
     def _repr_html_(self) -> str:
         return as_html(self)
 
 
-def _finite(value: Any) -> Any:
-    """Replace the infinities in a tree of JSON values by strings."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not isfinite(value):
-        return str(value)
-    return value
+def _versions() -> dict[str, str]:
+    from . import __version__
 
-
-def _is(kind: type) -> Callable[[Any], Any]:
-    def read(value: Any) -> Any:
-        if type(value) is not kind:
-            raise TypeError(f"{value!r} is no {kind.__name__}")
-        return value
-
-    return read
-
-
-def _is_count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"{value!r} is no count")
-    return value
-
-
-def _read_assumption(record: dict[str, Any]) -> Assumption:
-    texts = {name: _is(str)(value) for name, value in record.items()}
-    return Assumption(**(texts | {"status": Status(texts["status"])}))
-
-
-_READ: dict[str, Callable[[Any], Any]] = {
-    "epsilon": number,
-    "delta": number,
-    "mu": optional_number,
-    "sigma": optional_number,
-    "sensitivity": optional_number,
-    "method": _is(str),
-    "event": event_from_dict,
-    "n_deleted": lambda value: None if value is None else _is_count(value),
-    "n_retained": _is_count,
-    "n_parameters": _is_count,
-    "assumptions": lambda items: tuple(_read_assumption(item) for item in _is(list)(items)),
-    "scope": lambda items: tuple(_is(str)(item) for item in _is(list)(items)),
-    "weights_norm": number,
-    "diagnostics": _is(dict),
-    "versions": lambda items: {name: _is(str)(text) for name, text in _is(dict)(items).items()},
-    "created": _is(str),
-}
+    return {"sk-unlearn": __version__} | {name: metadata.version(name) for name in _PACKAGES}

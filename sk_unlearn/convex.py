@@ -8,12 +8,16 @@ from math import inf
 from operator import itemgetter
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 from tqdm.auto import tqdm
 
+from .head_factors import HeadFactors, cholesky
 from .head_risk import HeadRisk
 
 _MAX_DIRECT = 4096
+_MAX_BYTES = 2**30
+_FACTOR_COST = 0.05
+"""Products that cost as much as building the factors, for each column of the features."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,10 @@ def minimise(
 ) -> Minimum:
     """Minimise a :class:`~sk_unlearn.head_risk.HeadRisk` from `start`.
 
-    Newton directions by conjugate gradients, preconditioned with the Cholesky factor of
-    ``beta X'X/n + lam I`` (which contains no weights), and a backtracking line search, so
-    that it converges from everywhere.
+    Newton directions by preconditioned conjugate gradients, and a backtracking line search,
+    so that it converges from everywhere. The preconditioner is at first the Cholesky factor
+    of ``beta X'X/n + lam I``; once the products done with it would have paid for the factors
+    of the Hessian at the present iterate, those are built and take over.
 
     Parameters
     ----------
@@ -70,7 +75,10 @@ def minimise(
     Minimum
         The caller compares ``bound`` with what it needs; nothing is raised here.
     """
-    precondition = _preconditioner(risk)
+    bound, rounding, gradient = risk.gradient_norm_bound(start)
+    if tol is not None and bound <= tol:
+        return Minimum(start, bound, rounding, 0)
+    precondition, products = _preconditioner(risk), 0
     value, W = min(((risk.value(W), W) for W in (start, risk.reference)), key=itemgetter(0))
     smallest = inf
     with tqdm(total=max_iter, desc="Newton", disable=not verbose, leave=False) as bar:
@@ -79,7 +87,11 @@ def minimise(
             enough = 2.0 * rounding if tol is None else tol
             if bound <= enough or iteration == max_iter or not gradient.any():
                 break
-            step = _conjugate_gradients(risk.hessian_product(W), gradient, precondition)
+            if products >= risk.shape[1] * _FACTOR_COST:
+                factors = HeadFactors.at(risk, W, _MAX_BYTES)
+                precondition, products = factors.solve if factors else precondition, 0
+            step, spent = _conjugate_gradients(risk.hessian_product(W), gradient, precondition)
+            products += spent
             smallest = min(smallest, float(np.linalg.norm(gradient)))
             moved = _line_search(risk, W, value, gradient, step, smallest)
             if moved is None:
@@ -97,8 +109,7 @@ def _preconditioner(risk: HeadRisk) -> Callable[[np.ndarray], np.ndarray]:
         return lambda V: V / scale
     gram = risk.X.T @ risk.X
     gram *= beta / n
-    gram[np.diag_indices(d)] += risk.lam + 4 * d * np.finfo(float).eps * np.trace(gram)
-    factor = cho_factor(gram, overwrite_a=True, check_finite=False)
+    factor = cholesky(gram, risk.lam)
     return lambda V: cho_solve(factor, V.T, check_finite=False).T
 
 
@@ -107,8 +118,11 @@ def _conjugate_gradients(
     gradient: np.ndarray,
     precondition: Callable[[np.ndarray], np.ndarray],
     max_products: int = 2000,
-) -> np.ndarray:
-    """Solve ``H step = -gradient`` loosely far from the optimum, tightly near it."""
+) -> tuple[np.ndarray, int]:
+    """Solve ``H step = -gradient`` loosely far from the optimum, tightly near it.
+
+    Returns the step and the number of products.
+    """
     norm = float(np.linalg.norm(gradient))
     target = norm * min(0.1, max(norm, 1e-10))
     step = np.zeros_like(gradient)
@@ -116,7 +130,9 @@ def _conjugate_gradients(
     preconditioned = precondition(residual)
     direction = preconditioned
     energy = float(np.vdot(residual, preconditioned))
-    for _ in range(max_products):
+    products = 0
+    while products < max_products:
+        products += 1
         curved = product(direction)
         length = energy / float(np.vdot(direction, curved))
         step = step + length * direction
@@ -126,7 +142,7 @@ def _conjugate_gradients(
         preconditioned = precondition(residual)
         energy, previous = float(np.vdot(residual, preconditioned)), energy
         direction = preconditioned + (energy / previous) * direction
-    return step
+    return step, products
 
 
 def _line_search(

@@ -105,6 +105,12 @@ class HeadRisk:
         norm = float(np.linalg.norm(gradient))
         return bounds.computed_norm_bound(norm, W.size, rounding), rounding, gradient
 
+    def curvature(self, W: np.ndarray) -> np.ndarray:
+        """Return each row's curvature in each logit, (n, K): the Hessian's own for "ovr"."""
+        logits = self.X @ W.T
+        P = expit(logits) if self.multi_class == "ovr" else softmax(logits, axis=1)
+        return P * (1.0 - P)
+
     def hessian_product(self, W: np.ndarray):
         """Return the map V -> H(W) V on arrays (K, d + 1)."""
         logits = self.X @ W.T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from math import frexp
+from math import frexp, inf
 
 import numpy as np
 from scipy.special import ndtri
@@ -74,10 +74,17 @@ def grid_step(std: float) -> float:
     It depends on `std` alone and is between 2^-13 and 2^-12 of it: invisible, and far above
     the low bits of a float64 sum, which would otherwise tell the summands apart.
 
+    Raises
+    ------
+    ValueError
+        If `std` is not positive and finite, or so small that the step underflows.
+
     Examples
     --------
     >>> from sk_unlearn.noise import grid_step
     >>> grid_step(0.01) == 2.0**-19
     True
     """
+    if not 1e-300 <= std < inf:
+        raise ValueError(f"std={std!r}; give a finite number of at least 1e-300")
     return 2.0 ** (frexp(std)[1] - 1 - _GRID_BITS)

@@ -41,12 +41,10 @@ class _PublicTransformer(TransformerMixin, BaseEstimator, ABC):
         return self
 
     def _rows(self, X: ArrayLike, reset: bool = False) -> NDArray[Any]:
-        """Return X as floats in C order, in which a row's sums do not depend on other rows."""
+        """Return X as floats, its columns checked against those seen in fit."""
         if reset or hasattr(self, "n_features_in_"):
-            return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], order="C")
-        return check_array(
-            X, dtype=[np.float64, np.float32], order="C", estimator=self, input_name="X"
-        )
+            return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        return check_array(X, dtype=[np.float64, np.float32], estimator=self, input_name="X")
 
     @abstractmethod
     def _constants(self, n_features: int) -> Any:
@@ -117,6 +115,7 @@ class ClipToBall(_FloatTransformer):
         """
         X = self._rows(X).copy()
         radius = self._constants(X.shape[1])
+        # arrays in C order, whatever the order of X: the sum over a row depends on no other row
         largest = np.abs(X).max(axis=1, keepdims=True).astype(np.float64)
         unit = np.divide(X, largest, out=np.zeros(X.shape), where=largest > 0)
         # a sum of d squares, its root and two products: relative error below (d + 8) 2^-53
@@ -124,7 +123,7 @@ class ClipToBall(_FloatTransformer):
         with np.errstate(over="ignore"):  # a norm of infinity is outside
             norm = np.sqrt((unit**2).sum(axis=1, keepdims=True))
             outside = (largest * norm * (1 + slack) > radius).ravel()
-        shrunk = radius * (1 - 4 * slack - np.finfo(X.dtype).eps)
+        shrunk = radius * (1 - 4 * slack - float(np.finfo(X.dtype).eps))
         X[outside] = unit[outside] * (shrunk / norm[outside])
         return X
 
@@ -285,17 +284,10 @@ class PublicOneHotEncoder(_PublicTransformer):
     def _rows(self, X: ArrayLike, reset: bool = False) -> NDArray[np.object_]:
         if reset or hasattr(self, "n_features_in_"):
             validate_data(self, X, reset=reset, skip_check_array=True)
-        missing = X.isna().to_numpy() if hasattr(X, "isna") else None
-        cells = check_array(
-            X.astype(object) if missing is not None else X,
-            dtype=object,
-            ensure_all_finite=False,
-            estimator=self,
-            input_name="X",
-        ).copy()
-        if missing is not None:
-            cells[missing] = np.nan
-        return cells
+        if hasattr(X, "isna"):  # a frame, whose NA cannot be compared
+            missing, X = X.isna().to_numpy(), X.to_numpy(dtype=object, copy=True)
+            X[missing] = np.nan
+        return check_array(X, dtype=object, ensure_all_finite=False, estimator=self, input_name="X")
 
     def _constants(self, n_features: int) -> list[list[Any]]:
         if self.handle_unknown not in ("error", "ignore"):
@@ -304,9 +296,8 @@ class PublicOneHotEncoder(_PublicTransformer):
             )
         if self.categories is None or isinstance(self.categories, str):
             raise ValueError(
-                f"categories must list the public categories of each column; got "
-                f"{self.categories!r}: categories collected from the rows would carry the deleted "
-                "ones"
+                "categories must list the public categories of each column; got "
+                f"{self.categories!r}: collected from the rows they would carry the deleted ones"
             )
         if len(self.categories) != n_features:
             raise ValueError(
@@ -314,6 +305,8 @@ class PublicOneHotEncoder(_PublicTransformer):
             )
         lists = [list(own) for own in self.categories]
         for i, own in enumerate(lists):
+            if isinstance(self.categories[i], str):
+                raise ValueError(f"categories of column {i} must be a list; got {''.join(own)!r}")
             distinct = {None if _is_missing(category) else category for category in own}
             if not own or len(distinct) != len(own):
                 raise ValueError(

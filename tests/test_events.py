@@ -16,6 +16,10 @@ from sk_unlearn.events import (
     Event,
     ExactRelease,
     GaussianRelease,
+    ModelClippingIterations,
+    NoisyBlocks,
+    NoisyIterations,
+    PoissonSampledTraining,
     UncertifiedRelease,
     event_from_dict,
 )
@@ -43,6 +47,10 @@ EXAMPLES = (
     ExactRelease("retrained"),
     GaussianRelease(2.0, 5.0, "ball_diameter", (("C", 1.0),)),
     UncertifiedRelease(0.1, "sigma was set by hand"),
+    NoisyIterations(2.0, 1.0, 0.1, 0.01, 2, None, (1.0, 2.0)),
+    NoisyBlocks((1.0, 2.0), 1.0, 0.1, 0.01, 3, 0.5),
+    ModelClippingIterations(2.0, 3, 0.5),
+    PoissonSampledTraining(1.1, 0.01, 100, 5),
 )
 
 

@@ -241,6 +241,22 @@ def test_parent_and_child_append_with_the_same_object(path):
     ledger.close()
 
 
+def test_after_a_fork_other_threads_may_append_in_parent_and_child(path):
+    ledger = DeletionLedger(path)
+    ledger.request(1)
+
+    def append_in_a_thread():
+        thread = threading.Thread(target=ledger.request, args=(1,), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+
+    assert exit_status(fork(append_in_a_thread)) == 0
+    append_in_a_thread()
+    assert ledger.verify().sequence == 3
+    ledger.close()
+
+
 def test_a_fork_while_another_thread_appends(path):
     ledger, memory = DeletionLedger(path), DeletionLedger()
     stop = threading.Event()

@@ -72,6 +72,14 @@ def test_rows_inside_stay_and_rows_outside_land_on_the_sphere(dtype, data):
             )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_that_only_look_as_if_they_were_inside(dtype):
+    X = np.random.default_rng(0).normal(size=(300, 50))
+    X = (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(dtype)
+    assert max(square_norms(X)) > 1
+    assert max(square_norms(ClipToBall().transform(X))) <= 1
+
+
 def test_long_rows_stay_in_the_ball():
     X = np.random.default_rng(0).normal(size=(3, 50_000))
     assert all(square <= 1 for square in square_norms(ClipToBall().transform(X)))
@@ -157,9 +165,10 @@ def test_the_code_of_a_row_does_not_depend_on_other_rows(rows):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "got None: categories collected from the rows"),
-        ({"categories": "auto"}, "got 'auto': categories collected from the rows"),
+        ({}, "got None: collected from the rows"),
+        ({"categories": "auto"}, "got 'auto': collected from the rows"),
         ({"categories": [["a"]]}, "1 entries, but X has 2 columns"),
+        ({"categories": [["a"], "bc"]}, "column 1 must be a list; got 'bc'"),
         ({"categories": [["a"], []]}, r"column 1 must be distinct and at least one; got \[\]"),
         ({"categories": [["a"], ["b", "c", "b"]]}, r"column 1 .*\['b', 'c', 'b'\]"),
         ({"categories": [["a"], [None, np.nan]]}, "column 1 must be distinct"),
@@ -178,7 +187,7 @@ def test_an_unknown_cell_is_named():
         encoder.transform([["army", "x"], ["self", "x"]])
 
 
-# ------------------------------------------------------------------- what all of them have in common
+# ----------------------------------------------------------------- what they have in common
 
 COLUMNS = pd.DataFrame({"a": [0.5, 2.0, -3.0], "b": [1.0, 0.0, 4.0]}, index=[10, 20, 30])
 COMMON = [

@@ -1,5 +1,6 @@
 """Numbers in, (epsilon, delta) out; always rounded to the safe side."""
 
+from . import published
 from .composition import calibrate, event_delta, event_epsilon, event_mu, require
 from .gaussian import (
     compose,
@@ -10,8 +11,11 @@ from .gaussian import (
     group_delta,
     sensitivity_mu,
 )
+from .iterations import blocks_mu, noisy_block_mu, noisy_iterations_mu, noisy_iterations_sigma
+from .model_clipping import model_clipping_delta, model_clipping_sigma
 
 __all__ = [
+    "blocks_mu",
     "calibrate",
     "compose",
     "event_delta",
@@ -22,6 +26,12 @@ __all__ = [
     "gaussian_mu",
     "gaussian_sigma",
     "group_delta",
+    "model_clipping_delta",
+    "model_clipping_sigma",
+    "noisy_block_mu",
+    "noisy_iterations_mu",
+    "noisy_iterations_sigma",
+    "published",
     "require",
     "sensitivity_mu",
 ]

@@ -32,6 +32,7 @@ from scipy.special import erfcx
 from ._arrays import Array
 
 _U = 2.0**-53
+_FARTHEST = 1e150  # where only the exponent of delta is left, and its square is finite
 _LOG_SQRT_2PI = 0.5 * np.log(2 * np.pi)
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
 _NODES, _WEIGHTS = 0.5 * (_NODES + 1.0), 0.5 * _WEIGHTS
@@ -40,8 +41,9 @@ _NODES, _WEIGHTS = 0.5 * (_NODES + 1.0), 0.5 * _WEIGHTS
 def log_both(mu: Array, epsilon: Array) -> tuple[Array, Array]:
     """Bound log(delta) from above and log(1 - delta) from below, for 0 < mu < inf."""
     with np.errstate(all="ignore"):
-        ratio = np.minimum(epsilon / mu, 1e150)
-        a, b = ratio - mu / 2, ratio + mu / 2
+        ratio = epsilon / mu
+        a = np.minimum(ratio - mu / 2, _FARTHEST)
+        b = np.where(a == _FARTHEST, a + mu, ratio + mu / 2)
         density = -0.5 * a * a - _LOG_SQRT_2PI
         slack = 8 * _U * (1 + np.abs(a)) * b
         log_delta = density + _log_mills_difference(np.maximum(a, -1.0), b, mu)
@@ -64,7 +66,7 @@ def _log_mills_difference(a: Array, b: Array, mu: Array) -> Array:
     near = mu <= 1
     if near.any():
         t = a[near][:, None] + mu[near][:, None] * _NODES
-        result[near] = np.log(mu[near]) + np.log(_mills_slope(t) @ _WEIGHTS)
+        result[near] = np.log(mu[near]) + np.log((_mills_slope(t) * _WEIGHTS).sum(axis=-1))
     return result
 
 

@@ -127,30 +127,35 @@ def _(event: UncertifiedRelease, epsilon: float, delta: float) -> Event:
     return event
 
 
-@event_mu.register
-def _(event: GaussianRelease) -> float | None:
+def _mu(event: GaussianRelease) -> float:
     if event.sensitivity is None or event.sigma is None:
         raise CalibrationError(f"{event!r} is incomplete: calibrate it first")
     return float(sensitivity_mu(event.sensitivity, event.sigma))
 
 
+@event_mu.register
+def _(event: GaussianRelease) -> float | None:
+    return _mu(event)
+
+
 @event_delta.register
 def _(event: GaussianRelease, epsilon: float) -> float:
-    return float(gaussian_delta(event_mu(event), epsilon))
+    return float(gaussian_delta(_mu(event), epsilon))
 
 
 @event_epsilon.register
 def _(event: GaussianRelease, delta: float) -> float:
-    return float(gaussian_epsilon(event_mu(event), delta))
+    return float(gaussian_epsilon(_mu(event), delta))
 
 
 @calibrate.register
 def _(event: GaussianRelease, epsilon: float, delta: float) -> Event:
+    target = delta * _TARGET if delta < 1 else delta
     if event.sigma is None and event.sensitivity is not None:
-        sigma = gaussian_sigma(event.sensitivity, epsilon, delta * _TARGET)
+        sigma = gaussian_sigma(event.sensitivity, epsilon, target)
         event = replace(event, sigma=float(sigma))
     elif event.sensitivity is None and event.sigma is not None:
-        sensitivity = float(gaussian_mu(epsilon, delta * _TARGET)) * event.sigma
+        sensitivity = float(gaussian_mu(epsilon, target)) * event.sigma
         event = replace(event, sensitivity=sensitivity)
     require(event, epsilon, delta)
     return event

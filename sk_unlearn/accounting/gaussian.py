@@ -129,11 +129,12 @@ def gaussian_mu(epsilon: ArrayLike, delta: ArrayLike) -> float | Array:
     """
     epsilon, delta = _check_target(epsilon, delta)
     z = -ndtri(delta)
-    root = np.sqrt(z * z + 2 * epsilon)
-    low = np.where(z > 0, 2 * epsilon / (root + np.abs(z)), root + np.abs(z))
+    zero_overlap = np.sqrt(2.0) * np.sqrt(epsilon)
+    reach = np.hypot(z, zero_overlap) + np.abs(z)
+    low = np.where(z > 0, zero_overlap * (zero_overlap / np.maximum(reach, 1e-300)), reach)
     low = np.maximum(low, np.sqrt(2 * np.pi) * delta) * (1 - 1e-9)
     half = np.sqrt(2.0) * erfinv(delta)
-    high = (half + np.sqrt(half * half + 2 * epsilon)) * (1 + 1e-9)
+    high = (half + np.hypot(half, zero_overlap)) * (1 + 1e-9)
     start = np.exp(
         find_start(
             lambda x, e, t: log_odds(np.exp(x), e) - t,
@@ -195,12 +196,18 @@ def gaussian_sigma(
             )
         start = distance / epsilon * np.sqrt(2 * (np.log(1.25) - np.log(delta))) * (1 + 16 * _U)
     elif calibration == "analytic":
-        start = distance / np.asarray(gaussian_mu(epsilon, delta))
+        with np.errstate(all="ignore"):
+            start = distance / np.asarray(gaussian_mu(epsilon, delta))
     else:
         raise ValueError(f"calibration={calibration!r}; choose 'analytic' or 'classical'")
     start = np.where(distance > 0, np.maximum(start, 5e-324), 0.0)
     return output(
-        step_out(start, start, 1.0, lambda x: delta_up(_ratio_up(distance, x), epsilon) <= delta)
+        step_out(
+            start,
+            np.maximum(start, 1e-300),
+            1.0,
+            lambda x: delta_up(_ratio_up(distance, x), epsilon) <= delta,
+        )
     )
 
 

@@ -14,10 +14,10 @@ Why the minimum over t <= T may be reported. From step t on the two worlds apply
 map to x_t (the gradients depend on x_t and the retained rows only), so the final pair is
 post-processing of the pair at t, for any noise afterwards, none included: T iterations are as good
 as the best t <= T. The formula itself comes from shifts a_k >= 0 whose remaining distance
-``z_t = rho z_{t-1} + 2 gamma C1 - a_t`` must stay non-negative; the cheapest shifts, a_k proportional
-to ``rho^(T-k) sigma_k^2``, break that at t exactly when ``D_t / V_t < rho^(T-t) D_T / V_T``, and
-then ``mu_t^2 = D_t D_t / V_t < D_T^2 / V_T = mu_T^2``. So the minimum is attained where the derivation
-is valid, for every noise schedule.
+``z_t = rho z_{t-1} + 2 gamma C1 - a_t`` must stay non-negative. The cheapest shifts, a_k
+proportional to ``rho^(T-k) sigma_k^2``, break that at t exactly when
+``D_t / V_t < rho^(T-t) D_T / V_T``, and then ``mu_t^2 = D_t D_t / V_t < D_T^2 / V_T = mu_T^2``. So
+the minimum is attained where the derivation is valid, for every noise schedule.
 
 In a block run (T6) the two worlds' maps differ (the other blocks do), and nothing of this is true:
 all T steps must run, and z_t >= 0 is needed at T itself, which non-decreasing noise guarantees:
@@ -33,7 +33,7 @@ from __future__ import annotations
 from math import inf
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.signal import lfilter
 
 from .._rounding import count
@@ -133,17 +133,15 @@ def noisy_iterations_sigma(
     '3.730632'
     """
     count("steps", steps)
-    arrays = _checked(radius, clip_norm, learning_rate, lam)
-    *arrays, unit, epsilon, delta = broadcast(
-        *arrays,
-        np.ones(()),
-        check("epsilon", epsilon, finite=True),
-        check("delta", delta, most=1.0),
+    epsilon, delta = check("epsilon", epsilon, finite=True), check("delta", delta, most=1.0)
+    C0, C1, gamma, penalty, epsilon, delta = broadcast(
+        *_checked(radius, clip_norm, learning_rate, lam), epsilon, delta
     )
-    start = _constant_noise_mu(*arrays, unit, steps, best=True) / gaussian_mu(epsilon, delta)
+    unit = _constant_noise_mu(C0, C1, gamma, penalty, np.ones(()), steps, best=True)
+    start = np.asarray(unit / gaussian_mu(epsilon, delta))
 
-    def holds(noise: Array) -> Array:
-        mu = _constant_noise_mu(*arrays, noise, steps, best=True)
+    def holds(noise: Array) -> NDArray[np.bool_]:
+        mu = _constant_noise_mu(C0, C1, gamma, penalty, noise, steps, best=True)
         return np.asarray(delta_up(mu, epsilon) <= delta)
 
     return output(step_out(start, start, 1.0, holds))
@@ -266,8 +264,8 @@ def _constant_noise_mu(
 def _turning_point(C0: Array, C1: Array, gamma: Array, penalty: Array) -> Array:
     """Return the real t at which the formula is least for constant noise; infinite if it falls.
 
-    It is ``(m + x (2 C0 - m)) / sqrt(1 - x^2)`` in ``x = rho^t``, with m the distance at t = infinity;
-    its derivative in x vanishes once, at ``x = 1 - C0 lam / C1``.
+    It is, up to a factor, ``(m + x (2 C0 - m)) / sqrt(1 - x^2)`` in ``x = rho^t``, with m the
+    distance at t = infinity; its derivative in x vanishes once, at ``x = 1 - C0 lam / C1``.
     """
     with np.errstate(all="ignore"):
         turn = np.log1p(-C0 * penalty / C1) / np.log1p(-gamma * penalty)
@@ -288,8 +286,8 @@ def _schedule_mus(
     C0, C1, gamma, penalty = _checked(radius, clip_norm, learning_rate, lam)
     if schedule.shape != (steps,) or any(a.ndim for a in (C0, C1, gamma, penalty)):
         raise ValueError(
-            f"sigma of shape {schedule.shape} is no schedule for steps={steps!r}: pass one value per "
-            "step, and scalars for everything else"
+            f"sigma of shape {schedule.shape} is no schedule for steps={steps!r}: pass one value "
+            "per step, and scalars for everything else"
         )
     largest = schedule.max()
     t = np.arange(1.0, steps + 1)

@@ -103,7 +103,9 @@ def sampled_gaussian_epsilon(
     exact("delta", delta, above=0, at_most=nextafter(1.0, 0.0))
 
     return smallest(
-        lambda epsilon: sampled_gaussian_delta(noise_multiplier, sample_rate, steps, epsilon, group),
+        lambda epsilon: sampled_gaussian_delta(
+            noise_multiplier, sample_rate, steps, epsilon, group
+        ),
         delta,
     )
 

@@ -22,8 +22,8 @@ def optimum_shift(
     """Bound how far the optimum moves when rows are deleted (T14).
 
     At the optimum over all rows the retained rows' gradient is ``-(n_u / n_r) grad F(w*; D_u)``.
-    Its norm is at most ``(n_u / n_r) (L + lam ||w* - w_ref||)``, and ``lam ||w* - w_ref|| <= L``. With
-    a non-negative loss that is at most `reference_loss` at w_ref for every row, also
+    Its norm is at most ``(n_u / n_r) (L + lam ||w* - w_ref||)``, and ``lam ||w* - w_ref|| <= L``.
+    With a non-negative loss that is at most `reference_loss` at w_ref for every row, also
     ``lam ||w* - w_ref||^2 <= reference_loss``.
 
     Parameters

@@ -3,16 +3,20 @@
 from .base import OneShotMethod, Outcome, Problem, Rows, Setting, UnlearningMethod
 from .gradient_clipping import GradientClipping
 from .model_clipping import ModelClipping
+from .newton import Newton
 from .output_perturbation import OutputPerturbation
+from .private import PrivateTraining
 from .residual import Residual
 from .retrain import Retrain
 
 __all__ = [
     "GradientClipping",
     "ModelClipping",
+    "Newton",
     "OneShotMethod",
     "Outcome",
     "OutputPerturbation",
+    "PrivateTraining",
     "Problem",
     "Residual",
     "Retrain",

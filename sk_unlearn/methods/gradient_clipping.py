@@ -12,13 +12,12 @@ from ..assumptions import Assumption, Status
 from ..constraint import project
 from ..events import Event, NoisyBlocks, NoisyIterations
 from ..exceptions import NotApplicableError
+from ._checks import require_count, require_number
 from ._noisy import (
     BATCHES,
     BatchGradient,
     clipped_step,
     fine_tuned,
-    require_count,
-    require_number,
     require_steps,
     run,
 )

@@ -8,13 +8,12 @@ from torch import nn
 from ..assumptions import Assumption, Status
 from ..constraint import project
 from ..events import Event, ModelClippingIterations
+from ._checks import require_count, require_number
 from ._noisy import (
     BATCHES,
     BatchGradient,
     Centre,
     fine_tuned,
-    require_count,
-    require_number,
     require_steps,
     run,
 )

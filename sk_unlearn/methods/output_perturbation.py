@@ -9,7 +9,8 @@ from torch import nn
 from .. import bounds
 from ..constraint import project
 from ..events import Event, GaussianRelease
-from ._noisy import fine_tuned, require_count
+from ._checks import require_count
+from ._noisy import fine_tuned
 from .base import BALL_BY_CONSTRUCTION, OneShotMethod, Outcome, Problem, Setting
 
 
@@ -63,6 +64,4 @@ class OutputPerturbation(OneShotMethod):
         """Add the noise, then fine-tune."""
         outcome = super().unlearn(problem, event)
         released, founded = fine_tuned(problem, outcome.parameters, self.finetune_epochs)
-        return replace(
-            outcome, parameters=released, assumptions=(*outcome.assumptions, *founded)
-        )
+        return replace(outcome, parameters=released, assumptions=(*outcome.assumptions, *founded))

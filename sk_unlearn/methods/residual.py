@@ -16,9 +16,13 @@ from ..constraint import project
 from ..convex import Minimum, minimise
 from ..events import Event, GaussianRelease
 from ..exceptions import NotApplicableError, ToleranceNotReachedError, UnlearningWarning
+from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
+from ..head_update import SolvedHead, delete
 from ..modules import LinearHead
-from .base import OneShotMethod, Outcome, Problem, Setting
+from .base import OneShotMethod, Outcome, Problem, Rows, Setting
+
+_MAX_FACTOR_BYTES = 2**30
 
 
 class Residual(OneShotMethod):
@@ -111,9 +115,11 @@ class Residual(OneShotMethod):
         return GaussianRelease(None, float(self.noise_std), "residual_distance")
 
     def prepare(self, problem: Problem) -> tuple[np.ndarray, Any]:
-        """Solve down to the rounding error and keep the float64 solution."""
-        solution = self._solve(problem, None)
-        return _inside_ball(solution, problem)[0], solution
+        """Solve down to the rounding error; keep the solution and the factors of its Hessian."""
+        risk = _risk(problem, problem.retained)
+        solution = minimise(risk, _start(problem), verbose=problem.verbose)
+        factors = HeadFactors.at(risk, solution.weights, _MAX_FACTOR_BYTES)
+        return _inside_ball(solution, problem)[0], SolvedHead(solution.weights, factors)
 
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Solve for the retained rows to the tolerance that the event stands for."""
@@ -124,7 +130,7 @@ class Residual(OneShotMethod):
                 tol = nextafter(tol, 0.0)
             event = replace(event, constants=(("tol", tol), ("lam", lam)))
         tol = dict(event.constants)["tol"]
-        solution = self._solve(problem, tol)
+        solution, n_passes = self._solve(problem, tol)
         if not solution.bound <= tol:
             raise ToleranceNotReachedError(_advice(solution, tol))
         inside, active = _inside_ball(solution, problem)
@@ -153,23 +159,34 @@ class Residual(OneShotMethod):
             "gradient_norm_bound": solution.bound,
             "rounding": solution.rounding,
             "n_iter": solution.n_iter,
+            "updated_in_passes": n_passes,
             "ball_active": active,
         }
         return Outcome(inside, event, assumptions, diagnostics)
 
-    def _solve(self, problem: Problem, tol: float | None) -> Minimum:
-        shape = (problem.setting.n_classes, -1)
-        risk = HeadRisk(
-            problem.retained.X,
-            problem.retained.y,
-            problem.setting.n_classes,
-            problem.setting.lam,
-            _to_matrix(problem.reference, shape[0]),
-            problem.module.multi_class,
-        )
-        start = problem.state
-        first = start.weights if start is not None else _to_matrix(problem.parameters, shape[0])
-        return minimise(risk, first, tol, verbose=problem.verbose)
+    def _solve(self, problem: Problem, tol: float) -> tuple[Minimum, int | None]:
+        """Update the solved head where there is one; else, or if that misses, minimise."""
+        risk = _risk(problem, problem.retained)
+        solved, start, n_passes = problem.state, _start(problem), None
+        if solved is not None and solved.factors is not None and len(problem.deleted):
+            updated, n_passes = delete(solved, risk, _risk(problem, problem.deleted), tol)
+            if updated.bound <= tol:
+                return updated, n_passes
+            start = updated.weights
+        return minimise(risk, start, tol, verbose=problem.verbose), n_passes
+
+
+def _risk(problem: Problem, rows: Rows) -> HeadRisk:
+    setting = problem.setting
+    reference = _to_matrix(problem.reference, setting.n_classes)
+    kind = problem.module.multi_class
+    return HeadRisk(rows.X, rows.y, setting.n_classes, setting.lam, reference, kind)
+
+
+def _start(problem: Problem) -> np.ndarray:
+    if problem.state is not None:
+        return problem.state.weights
+    return _to_matrix(problem.parameters, problem.setting.n_classes)
 
 
 def vars_of(criterion: nn.Module) -> str:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_iris
 import sk_unlearn._unlearning as unlearning
 from sk_unlearn import Certificate, CertifiedNeuralClassifier
 from sk_unlearn._net import to_vector
-from sk_unlearn.methods import OutputPerturbation, Residual, Retrain
+from sk_unlearn.methods import Newton, OutputPerturbation, Residual, Retrain
 from sk_unlearn.modules import LinearHead
 from sk_unlearn.noise import NoiseSource
 
@@ -36,6 +36,8 @@ CASES = {
     "residual-at-init": lambda: _net(Residual(), LinearHead, anchor="init"),
     "output": lambda: _net(OutputPerturbation()),
     "output-at-init": lambda: _net(OutputPerturbation(), anchor="init"),
+    "newton": lambda: _net(Newton()),
+    "newton-deleted": lambda: _net(Newton(gradient="deleted", damping=0.5)),
     "retrain": lambda: _net(Retrain()),
     "auto-head": lambda: _net("auto", LinearHead),
     "auto-deep": lambda: _net("auto"),
@@ -200,8 +202,8 @@ def test_an_error_at_any_step_leaves_the_net_as_it_was(monkeypatch, name, step, 
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        ("residual-ovr", "sk_unlearn.methods.residual.minimise"),
-        ("residual-ovr", "sk_unlearn.convex._line_search"),
+        ("residual-ovr", "sk_unlearn.methods.residual.delete"),
+        ("residual-ovr", "sk_unlearn.head_update._mix"),
         ("residual-ovr", "sk_unlearn.noise.NoiseSource.gaussian"),
         ("residual-ovr", "sk_unlearn.methods.residual.project"),
         ("output", "sk_unlearn.methods.output_perturbation.project"),

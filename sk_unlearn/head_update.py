@@ -1,0 +1,122 @@
+"""Delete rows from a solved linear head with the factors of its old Hessian.
+
+The deleted rows' gradient is all that separates the old optimum from the new risk, and their
+curvature all that separates the Hessians there, so the first step needs no pass over the rows
+that stay; each further pass divides the gradient by about ``n/n_u``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.linalg import cho_solve
+
+from .convex import Minimum
+from .head_factors import HeadFactors
+from .head_risk import HeadRisk
+
+_DEPTH = 8
+_MAX_PASSES = 20
+_MAX_ROWS = 100
+_MIN_CURVATURE = 1e-3
+
+
+@dataclass(frozen=True)
+class SolvedHead:
+    """A head at its optimum, with what makes the next deletion cheap.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (K, d + 1)
+        The optimum, float64, before any projection or noise.
+    factors : HeadFactors or None
+        Of the Hessian there; None when they exceed the memory that was allowed.
+    """
+
+    weights: np.ndarray
+    factors: HeadFactors | None
+
+
+def delete(
+    solved: SolvedHead, retained: HeadRisk, deleted: HeadRisk, tol: float
+) -> tuple[Minimum, int]:
+    """Move to the optimum of `retained`; Anderson mixing of steps with the corrected factors.
+
+    Parameters
+    ----------
+    solved : SolvedHead
+        At the optimum of both sets of rows together; its factors must be there.
+    retained, deleted : HeadRisk
+        Risks of the two sets of rows, with the same penalty.
+    tol : float
+        Gradient norm to be proved, rounding included.
+
+    Returns
+    -------
+    Minimum
+        Where it stopped; its ``bound`` is above `tol` when mixing did not get there, and the
+        caller goes on with a globally convergent solver.
+    n_passes : int
+        Passes over the retained rows.
+    """
+    n_u, n_r = len(deleted.y), len(retained.y)
+    solve = _without_rows(solved, deleted, n_u + n_r)
+    W = solved.weights
+    points, steps = [W], [n_u / n_r * solve(deleted.gradient(W))]
+    groups = len(W) if retained.multi_class == "ovr" and solved.factors.per_class else 1
+    best = None
+    for n_passes in range(1, _MAX_PASSES + 1):
+        W = _mix(points, steps, groups)
+        bound, rounding, gradient = retained.gradient_norm_bound(W)
+        if best is None or bound < best.bound:
+            best = Minimum(W, bound, rounding, n_passes)
+        if bound <= tol or not np.isfinite(bound) or bound > 1e3 * best.bound:
+            break
+        points.append(W)
+        steps.append(-solve(gradient))
+        del points[:-_DEPTH], steps[:-_DEPTH]
+    return replace(best, n_iter=n_passes), n_passes
+
+
+def _without_rows(solved: SolvedHead, deleted: HeadRisk, n_rows: int):
+    """Return the inverse of the factored Hessian less the deleted rows' share (Woodbury).
+
+    For each class only the rows that bend its loss count, at most 100 of them.
+    """
+    factors = solved.factors
+    if not factors.per_class:
+        return factors.solve
+    curvature = deleted.curvature(solved.weights)
+    shrink = (n_rows - len(deleted.y)) / n_rows
+    corrections = []
+    for factor, weights in zip(factors.factors, curvature.T, strict=True):
+        rows = np.argsort(-weights)[:_MAX_ROWS]
+        rows = rows[weights[rows] > _MIN_CURVATURE]
+        V = deleted.X[rows] * np.sqrt(weights[rows] / n_rows)[:, None]
+        Z = cho_solve(factor, V.T, check_finite=False)
+        corrections.append((V, np.linalg.solve(np.eye(len(rows)) - V @ Z, Z.T)))
+
+    def solve(gradient: np.ndarray) -> np.ndarray:
+        plain = factors.solve(gradient)
+        fixed = [x + (V @ x) @ inverse for x, (V, inverse) in zip(plain, corrections, strict=True)]
+        return shrink * np.stack(fixed)
+
+    return solve
+
+
+def _mix(points: list[np.ndarray], steps: list[np.ndarray], groups: int) -> np.ndarray:
+    """Return the Anderson iterate; heads that share no loss are mixed one by one."""
+    if len(points) == 1:
+        return points[0] + steps[0]
+    moved, change = (
+        np.stack([(b - a).reshape(groups, -1) for a, b in zip(s[:-1], s[1:], strict=True)], axis=-1)
+        for s in (points, steps)
+    )
+    last = steps[-1].reshape(groups, -1)
+    gram = np.einsum("gip,giq->gpq", change, change)
+    scale = np.trace(gram, axis1=1, axis2=2)[:, None, None] + np.finfo(float).tiny
+    gram += 1e-14 * scale * np.eye(gram.shape[-1])
+    weights = np.linalg.solve(gram, np.einsum("gip,gi->gp", change, last)[..., None])[..., 0]
+    mixed = last - np.einsum("gip,gp->gi", moved + change, weights)
+    return points[-1] + mixed.reshape(points[-1].shape)

@@ -1,0 +1,26 @@
+"""Checks of a method's own parameters, which quote the bad value."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from ..exceptions import NotApplicableError
+
+
+def require_number(owner: str, name: str, value: Any, *, zero: bool = False) -> None:
+    """Refuse what is not a finite positive number (or zero, where `zero` allows it)."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(value):
+        raise NotApplicableError(f"{owner}({name}={value!r}): give a finite number")
+    if value < 0 or (value == 0 and not zero):
+        raise NotApplicableError(
+            f"{owner}({name}={value!r}): give a number {'>=' if zero else '>'} 0"
+        )
+
+
+def require_count(owner: str, name: str, value: Any, *, at_least: int) -> None:
+    """Refuse what is not a whole number of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+        raise NotApplicableError(f"{owner}({name}={value!r}): give a whole number >= {at_least}")

@@ -1,0 +1,127 @@
+"""Deleting rows from a solved head: the optimum of the retained rows, in few passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from sk_unlearn import CertifiedNeuralClassifier
+from sk_unlearn.convex import minimise
+from sk_unlearn.exceptions import DeletionRequestError
+from sk_unlearn.head_factors import HeadFactors
+from sk_unlearn.head_risk import HeadRisk
+from sk_unlearn.head_update import SolvedHead, delete
+from sk_unlearn.modules import LinearHead
+
+PIXELS, LABELS = load_digits(return_X_y=True)
+PIXELS = (PIXELS / 16).astype(np.float32)
+
+
+def _risk(X, y, lam, kind, n_classes):
+    reference = np.zeros((n_classes, X.shape[1] + 1))
+    return HeadRisk(X, y, n_classes, lam, reference, kind)
+
+
+def _solved(X, y, lam, kind, n_classes, max_bytes=2**30):
+    risk = _risk(X, y, lam, kind, n_classes)
+    W = minimise(risk, risk.reference).weights
+    return SolvedHead(W, HeadFactors.at(risk, W, max_bytes))
+
+
+def _split(X, y, lam, kind, n_classes, forget):
+    keep = np.setdiff1d(np.arange(len(y)), forget)
+    return (_risk(X[rows], y[rows], lam, kind, n_classes) for rows in (keep, forget))
+
+
+@pytest.mark.parametrize("kind", ["ovr", "multinomial"])
+@pytest.mark.parametrize("share", [0.002, 0.01, 0.1])
+def test_it_reaches_the_retrained_optimum(kind, share):
+    lam, tol = 1e-3, 1e-9
+    forget = np.random.default_rng(0).choice(len(LABELS), int(share * len(LABELS)), replace=False)
+    solved = _solved(PIXELS, LABELS, lam, kind, 10)
+    retained, deleted = _split(PIXELS, LABELS, lam, kind, 10, forget)
+    updated, n_passes = delete(solved, retained, deleted, tol)
+    exact = minimise(retained, retained.reference).weights
+    if kind == "ovr":
+        assert updated.bound <= tol
+        assert n_passes <= (5 if share <= 0.01 else 10)
+    assert np.linalg.norm(updated.weights - exact) <= (updated.bound + 1e-11) / lam
+
+
+def test_the_first_step_needs_no_pass_and_removes_most_of_the_gradient():
+    forget = np.arange(18)
+    solved = _solved(PIXELS, LABELS, 1e-3, "ovr", 10)
+    retained, deleted = _split(PIXELS, LABELS, 1e-3, "ovr", 10, forget)
+    before = np.linalg.norm(retained.gradient(solved.weights))
+    loose, n_passes = delete(solved, retained, deleted, 0.1 * before)
+    assert n_passes == 1
+    assert loose.bound < 0.1 * before
+
+
+@pytest.mark.parametrize("max_bytes", [10 * 65 * 65 * 8 - 1, 65 * 65 * 8 - 1])
+def test_less_memory_means_one_shared_factor_or_none(max_bytes):
+    solved = _solved(PIXELS, LABELS, 1e-2, "ovr", 10, max_bytes)
+    if max_bytes < 65 * 65 * 8:
+        assert solved.factors is None
+        return
+    assert not solved.factors.per_class
+    retained, deleted = _split(PIXELS, LABELS, 1e-2, "ovr", 10, np.arange(5))
+    updated, _ = delete(solved, retained, deleted, 1e-7)
+    exact = minimise(retained, retained.reference).weights
+    assert np.linalg.norm(updated.weights - exact) <= (updated.bound + 1e-11) / 1e-2
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n_classes=st.integers(2, 4),
+    lam=st.sampled_from([1e-4, 1e-2, 1.0]),
+    n_forget=st.integers(1, 15),
+)
+@settings(max_examples=40)
+def test_whatever_it_returns_its_bound_is_a_bound(seed, n_classes, lam, n_forget):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(40, 3)).astype(np.float32)
+    y = rng.integers(0, n_classes, 40)
+    solved = _solved(X, y, lam, "ovr", n_classes)
+    retained, deleted = _split(X, y, lam, "ovr", n_classes, np.arange(n_forget))
+    updated, _ = delete(solved, retained, deleted, 1e-10)
+    exact = minimise(retained, retained.reference)
+    distance = np.linalg.norm(updated.weights - exact.weights)
+    assert distance <= (updated.bound + exact.bound) / lam
+
+
+def test_a_release_drops_the_factors_and_refresh_rebuilds_them_from_what_remains():
+    net = CertifiedNeuralClassifier(LinearHead, C=100.0).fit(PIXELS, LABELS)
+    net.unlearn(indices=range(10))
+    assert net.certificate_.diagnostics["updated_in_passes"] is not None
+    assert net.method_state_ is None
+    released = net.predict_proba(PIXELS)
+    assert net.refresh() is net
+    np.testing.assert_array_equal(net.predict_proba(PIXELS), released)
+    fresh = CertifiedNeuralClassifier(LinearHead, C=100.0).fit(PIXELS[10:], LABELS[10:])
+    np.testing.assert_allclose(net.method_state_.weights, fresh.method_state_.weights, atol=1e-7)
+    net.unlearn(indices=range(10))
+    assert net.certificate_.diagnostics["updated_in_passes"] <= 5
+    assert net.certificate_.formal
+
+
+def test_refresh_needs_rows():
+    net = CertifiedNeuralClassifier(LinearHead, C=100.0, store_data=False).fit(PIXELS, LABELS)
+    with pytest.raises(DeletionRequestError, match="store_data=True"):
+        net.refresh()
+
+
+def test_twenty_deletions_in_a_row_do_not_drift():
+    net = CertifiedNeuralClassifier(LinearHead, lam=1e-3, C=100.0).fit(PIXELS[:1400], LABELS[:1400])
+    passes = []
+    for _ in range(20):
+        net.refresh().unlearn(indices=range(7))
+        passes.append(net.certificate_.diagnostics["updated_in_passes"])
+    retrained = CertifiedNeuralClassifier(LinearHead, lam=1e-3, C=100.0)
+    retrained.fit(net.rows_.X, net.rows_.y)
+    gap = retrained.score(PIXELS[1400:], LABELS[1400:]) - net.score(PIXELS[1400:], LABELS[1400:])
+    assert abs(gap) < 0.02
+    assert max(passes[10:]) <= max(passes[:10]) + 1
