@@ -2,8 +2,9 @@
 
 The gradient is plain autograd's or the objective's (in chunks), whichever is faster; the product
 is ``Objective.hessian_at(w)``'s with what products share kept. Alternated in one run, one thread,
-CPU seconds; medians of the ratios. Counted in multiplications a product costs up to 2 gradients (a layer in the middle: two forward, two backward passes to its
-input and two to its weights, against one each; the first layer: one of each, against one).
+CPU seconds; medians of the ratios. Counted in multiplications a product costs up to 2 gradients:
+a layer in the middle makes two forward passes, two to its input and two to its weights, against
+one each; the first layer makes one forward and one to its weights, as in a gradient.
 
     python benchmarks/hvp.py
 """

@@ -12,6 +12,8 @@ certificate, and compare with doing nothing and with retraining.
 # A linear head on the pixels. Its objective is strongly convex, so deletion is certified
 # without losing accuracy; ``CertifiedNeuralClassifier`` takes any torch module.
 
+from pathlib import Path
+from tempfile import mkdtemp
 from time import perf_counter
 
 import numpy as np
@@ -20,6 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from sk_unlearn import CertifiedNeuralClassifier
+from sk_unlearn.audit import audit_unlearning, compare, report
 from sk_unlearn.modules import LinearHead
 
 X, y = load_digits(return_X_y=True)
@@ -80,3 +83,18 @@ for name, net, seconds in (
 
 assert clf.certificate_.formal
 assert abs(clf.score(X_test, y_test) - retrained.score(X_test, y_test)) <= 0.01
+
+# %%
+# The report
+# ----------
+# One page for whoever answers for the deletion: what is promised in plain words, an attempt to
+# refute it, what it cost, and how to check all of that.
+
+blank = clone(clf)
+page = report(
+    clf,
+    Path(mkdtemp(prefix="sk-unlearn-")) / "report.html",
+    comparison=compare(blank, X_train, y_train, forget, X_test, y_test),
+    audit=audit_unlearning(blank, X_train, y_train, forget, n_runs=100),
+)
+print(f"report: {page}")

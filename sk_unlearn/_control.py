@@ -27,8 +27,9 @@ class ControlMixin:
         CertifiedNeuralClassifier
             A new net, released with the same method, noise level, steps and fine-tuning, with
             its own certificate. Its noise comes from the operating system, whatever
-            ``noise_seed`` says: a seed is for one release. For methods that do not start from the present weights
-            (``Retrain``, ``Residual``) it is another release of the same model.
+            ``noise_seed`` says: a seed is for one release. For methods that do not start from
+            the present weights (``Retrain``, ``Residual``) it is another release of the same
+            model.
 
         Raises
         ------

@@ -18,11 +18,12 @@ class FineTuningMixin:
     def _fine_tune(self, weights: np.ndarray, epochs: int, retained: TrainingRows) -> np.ndarray:
         """Train on from `weights` for `epochs` as configured at fit; return the new weights.
 
-        Optimizer, history, callbacks and generator are new; of the fitted net only constants
-        are used: the architecture with its buffers and frozen weights, the anchor, C and lam.
+        Optimizer, history and generator are new; of the fitted net only constants are used: the
+        architecture with its buffers and frozen weights, the anchor, C and lam. The user's
+        callbacks do not run: they may hold, or load, what they saw before.
         """
-        config = {"method": "retrain", "max_epochs": int(epochs), "verbose": self.verbose}
-        net = clone(type(self)(**(self.fit_config_ | config)))
+        config = {"method": "retrain", "max_epochs": int(epochs), "callbacks": None}
+        net = clone(type(self)(**(self.fit_config_ | config | {"verbose": self.verbose})))
         vars(net).update((name, vars(self)[name]) for name in self._inferred_)
         with net._seeded(restart=True):
             net.initialize()

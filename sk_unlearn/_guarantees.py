@@ -110,10 +110,11 @@ class Chronicle:
                 node = _node(entry)
                 if node is not None and node.model == model:
                     self.nodes.append(node)
+        self.states = {request_id: states[request_id] for request_id in self.requests}
         self.served = {r: node for node in self.nodes for r in node.request_ids}
         self._repeats: dict[str, list[str]] = {}
         for request_id, entry in self.requests.items():
-            if "repeats" in entry.detail and states[request_id] in ("requested", "released"):
+            if "repeats" in entry.detail and self.states[request_id] in ("requested", "released"):
                 self._repeats.setdefault(entry.detail["repeats"], []).append(request_id)
         self._carried_on: dict[str, list[Node]] = {}
         for node in self.nodes:

@@ -37,6 +37,11 @@ class TrainingRows:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_hashes": []}
 
+    def hashed(self) -> TrainingRows:
+        """Return itself with the hashes computed, so that the first deletion need not."""
+        self._row_hashes()
+        return self
+
     def take(self, positions: np.ndarray) -> TrainingRows:
         """Return copies of some rows, in the order given."""
         ids = None if self.sample_ids is None else self.sample_ids[positions]

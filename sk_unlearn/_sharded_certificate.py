@@ -10,8 +10,8 @@ from .certificate import Certificate
 from .events import ExactRelease
 
 _HOW = (
-    "the shards and slices that saw the rows were trained again without them; a row's shard depends "
-    "on no other row"
+    "the shards and slices that saw the rows were trained again without them; a row's shard "
+    "depends on no other row"
 )
 _ASSUMPTIONS = (
     Assumption(
@@ -33,8 +33,8 @@ _ASSUMPTIONS = (
 )
 _SCOPE = (
     *SCOPE,
-    "requests chosen after looking at the models, also at those released after an earlier deletion: "
-    "which shard a row is in shows in them (Gupta et al. 2021)",
+    "requests chosen after looking at the models, also at those released after an earlier "
+    "deletion: which shard a row is in shows in them (Gupta et al. 2021)",
     "what the estimator keeps outside itself, such as caches and log files",
 )
 

@@ -63,6 +63,6 @@ def refuse_unservable(net: Any, retained: TrainingRows, deleted: TrainingRows) -
     if len(gone) and not net.classes_declared_:
         labels = ", ".join(repr(label) for label in net.classes_[gone].tolist())
         raise DeletionRequestError(
-            f"the last row of class {labels} would be deleted, and a retrained model would have fewer "
-            "classes; declare classes= at construction to allow it"
+            f"the last row of class {labels} would be deleted, and a retrained model would have "
+            "fewer classes; declare classes= at construction to allow it"
         )

@@ -108,7 +108,7 @@ class TrainingMixin:
         self._ball().project_()
         keep = self.store_data
         self.n_rows_ = len(rows) if cold or keep else self.n_rows_ + n_new
-        self.rows_ = rows if keep else None
+        self.rows_ = rows.hashed() if keep else None
 
     def _check_method(self) -> None:
         """Ask the method whether its theorem covers this net, before any training."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from skorch.history import History
+from torch import nn
 
 from ._rows import TrainingRows
 from ._validation import check_guarantee
@@ -256,6 +257,8 @@ class UnlearningMixin:
         out = []
         if self.rows_ is None:
             out.append("whether X_r, y_r are the training rows that remain: the caller says so")
+        if isinstance(self.fit_config_["module"], nn.Module):
+            out.append("whether the module instance handed to fit had seen the rows before")
         if self.fit_config_["train_split"]:
             out.append("a validation split was used in training")
         if self.fit_config_["callbacks"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from math import inf, isfinite, isnan
 from typing import Any
@@ -257,4 +258,9 @@ class Certificate:
 def _versions() -> dict[str, str]:
     from . import __version__
 
-    return {"sk-unlearn": __version__} | {name: metadata.version(name) for name in _PACKAGES}
+    return {"sk-unlearn": __version__} | {name: _installed(name) for name in _PACKAGES}
+
+
+@cache
+def _installed(name: str) -> str:
+    return metadata.version(name)

@@ -52,7 +52,7 @@ class HeadRisk:
         self.constants = bounds.head_constants(multi_class, n_classes)
         self.shape = (n_classes, self.X.shape[1])
         self._rows = np.arange(len(y))
-        self._row_norms = np.linalg.norm(self.X, axis=1)
+        self._row_norms = np.sqrt(np.einsum("ij,ij->i", self.X, self.X))
 
     def value(self, W: np.ndarray) -> float:
         """Return the objective at W (K, d + 1)."""

@@ -8,6 +8,7 @@ that stay; each further pass divides the gradient by about ``n/n_u``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import cho_solve
@@ -110,7 +111,7 @@ def _mix(points: list[np.ndarray], steps: list[np.ndarray], groups: int) -> np.n
     if len(points) == 1:
         return points[0] + steps[0]
     moved, change = (
-        np.stack([(b - a).reshape(groups, -1) for a, b in zip(s[:-1], s[1:], strict=True)], axis=-1)
+        np.stack([(b - a).reshape(groups, -1) for a, b in pairwise(s)], axis=-1)
         for s in (points, steps)
     )
     last = steps[-1].reshape(groups, -1)

@@ -35,6 +35,29 @@ class OneVsRestLoss(nn.Module):
         return torch.softmax(functional.logsigmoid(logits), dim=-1)
 
 
+class SquaredOneVsRestLoss(nn.Module):
+    """Half the squared distance of the heads to their targets, +1 for a row's class, else -1.
+
+    Sum over the heads, mean over rows.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_unlearn.modules import SquaredOneVsRestLoss
+    >>> float(SquaredOneVsRestLoss()(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])))
+    1.5
+    """
+
+    def forward(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of logits (n, K) and class indices (n,)."""
+        targets = 2.0 * functional.one_hot(y, logits.shape[1]) - 1.0
+        return 0.5 * (logits - targets).square().sum() / len(y)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the softmax of twice the logits: in the order of the heads, not calibrated."""
+        return torch.softmax(2.0 * logits, dim=-1)
+
+
 class LinearHead(nn.Module):
     """One affine map from the features to a logit for each class.
 
@@ -78,6 +101,32 @@ class LinearHead(nn.Module):
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, K); images are flattened."""
         return self.linear(X.flatten(1))
+
+
+class RidgeHead(LinearHead):
+    """A linear head for least squares on +1 and -1, one against the rest.
+
+    Its optimum has a closed form, so :class:`sk_unlearn.methods.Analytic` applies (T17).
+
+    Parameters
+    ----------
+    n_features_in, n_classes : int
+        Sizes; the estimator fills them in from the data at fit.
+
+    Examples
+    --------
+    >>> from sk_unlearn.modules import RidgeHead
+    >>> RidgeHead(4, 3).criterion()
+    SquaredOneVsRestLoss()
+    """
+
+    def __init__(self, n_features_in: int, n_classes: int) -> None:
+        super().__init__(n_features_in, n_classes)
+        self.multi_class = "ridge"
+
+    def criterion(self) -> nn.Module:
+        """Return the squared loss."""
+        return SquaredOneVsRestLoss()
 
 
 class MLP(nn.Module):

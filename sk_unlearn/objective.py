@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,128 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from .curvature.hvp import EagerProduct, HessianOperator, SplitProduct, double_backward, try_split
-from .exceptions import NotApplicableError
+from ._probes import check_mean_over_rows, graph_bytes_per_row
+from ._vectors import flatten, penalty, unflatten
+from .curvature.hvp import HessianOperator
+from .curvature.products import EagerProduct, SplitProduct, try_split
 
 __all__ = ["Objective", "flatten", "penalty", "unflatten"]
 
-_PROBED_ROWS = 4
 _CHUNKS_PER_BUDGET = 32
-
-
-class _Penalty(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, lam: float, n_parameters: int, *tensors: Tensor) -> Tensor:
-        ctx.lam, ctx.n_parameters = lam, n_parameters
-        ctx.save_for_backward(*tensors)
-        difference = _difference(tensors, n_parameters)
-        norms = torch.stack(torch._foreach_norm(difference))
-        return norms.square_().sum().mul_(0.5 * lam)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        difference = _difference(ctx.saved_tensors, ctx.n_parameters)
-        scale = ctx.lam * grad_outputs[0]
-        if torch.is_grad_enabled():  # the fused product has no second derivative
-            gradients = [part * scale for part in difference]
-        else:
-            gradients = torch._foreach_mul(difference, scale)
-        n_references = len(ctx.saved_tensors) - ctx.n_parameters
-        return None, None, *gradients, *[None] * n_references
-
-
-def _difference(tensors: Sequence[Tensor], n_parameters: int) -> Sequence[Tensor]:
-    parameters, reference = tensors[:n_parameters], tensors[n_parameters:]
-    return torch._foreach_sub(parameters, reference) if reference else parameters
-
-
-def penalty(parameters: Sequence[Tensor], reference: Sequence[Tensor] | None, lam: float) -> Tensor:
-    """Return ``lam/2 * ||w - w_ref||^2``: the *squared* Euclidean norm over all tensors.
-
-    Differs from a published implementation, which added the norm itself.
-
-    Parameters
-    ----------
-    parameters : sequence of Tensor
-        The point ``w``, tensor by tensor. The result is differentiable in it (twice).
-    reference : sequence of Tensor or None
-        The centre ``w_ref``, in the same shapes; None is the origin. A constant.
-    lam : float
-        The L2 coefficient of the objective, per row-mean loss.
-
-    Returns
-    -------
-    Tensor
-        A scalar.
-
-    Examples
-    --------
-    >>> import torch
-    >>> penalty([torch.tensor([3.0, 4.0])], None, lam=2.0).item()
-    25.0
-    """
-    parameters = list(parameters)
-    if lam == 0:
-        return parameters[0].new_zeros(())
-    return _Penalty.apply(lam, len(parameters), *parameters, *(reference or ()))
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenate tensors into one vector, in their order.
-
-    Parameters
-    ----------
-    tensors : sequence of Tensor
-
-    Returns
-    -------
-    Tensor of shape (p,)
-
-    Examples
-    --------
-    >>> import torch
-    >>> flatten([torch.eye(2), torch.ones(1)]).tolist()
-    [1.0, 0.0, 0.0, 1.0, 1.0]
-    """
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def unflatten(vector: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Cut the last axis of `vector` into views in the shapes of `like`.
-
-    Parameters
-    ----------
-    vector : Tensor of shape (..., p)
-        ``p`` is the total number of entries of `like`.
-    like : sequence of Tensor
-        Only their shapes are used.
-
-    Returns
-    -------
-    tuple of Tensor
-        Views of `vector`, of shape ``(..., *t.shape)``: writing to them writes to `vector`.
-
-    Raises
-    ------
-    ValueError
-        If the sizes do not add up.
-
-    Examples
-    --------
-    >>> import torch
-    >>> [part.tolist() for part in unflatten(torch.arange(3), [torch.ones(2, 1), torch.ones(1)])]
-    [[[0], [1]], [2]]
-    """
-    sizes = [t.numel() for t in like]
-    if vector.shape[-1] != sum(sizes):
-        raise ValueError(
-            f"The vector has {vector.shape[-1]} entries and the tensors have {sum(sizes)}: "
-            "flatten the same parameters, in the same order."
-        )
-    lead = vector.shape[:-1]
-    return tuple(
-        part.view((*lead, *t.shape)) for part, t in zip(vector.split(sizes, -1), like, strict=True)
-    )
 
 
 class Objective:
@@ -174,6 +60,8 @@ class Objective:
     n_rows, n_parameters : int
     dtype, device
         Of the parameters, the results, and the accumulation.
+    like : tuple of Tensor
+        The module's own trainable parameters: the shapes, and an example.
 
     Raises
     ------
@@ -222,9 +110,9 @@ class Objective:
         if len({(p.dtype, p.device) for p in named.values()}) > 1:
             raise ValueError("The trainable parameters must share one dtype and one device.")
         self._names = tuple(named)
-        self._like = tuple(p.detach() for p in named.values())
-        self.dtype, self.device = self._like[0].dtype, self._like[0].device
-        self.n_parameters = sum(p.numel() for p in self._like)
+        self.like = tuple(p.detach() for p in named.values())
+        self.dtype, self.device = self.like[0].dtype, self.like[0].device
+        self.n_parameters = sum(p.numel() for p in self.like)
         self.lam = float(lam)
         self.reference = self._as_vector(reference)
         self.memory_budget = memory_budget
@@ -232,7 +120,7 @@ class Objective:
         self._graph_row_bytes: int | None = None
         self._split_products: dict[Any, SplitProduct | None] = {}
         self._set_rows(X, y)
-        self._check_mean_over_rows()
+        check_mean_over_rows(self)
 
     def _set_rows(self, X: Tensor, y: Tensor) -> None:
         if not (isinstance(X, Tensor) and isinstance(y, Tensor)):
@@ -361,7 +249,7 @@ class Objective:
 
     def split(self, w: Tensor) -> tuple[Tensor, ...]:
         """Return views of the last axis of `w` in the shapes of the trainable parameters."""
-        return unflatten(w, self._like)
+        return unflatten(w, self.like)
 
     def batch_loss(self, parameters: Sequence[Tensor], X: Tensor, y: Tensor) -> Tensor:
         """Return the mean loss of one batch, without the penalty, as torch sees it.
@@ -426,28 +314,10 @@ class Objective:
 
     @property
     def graph_row_bytes(self) -> int:
-        """Bytes per row that the graph of a double backward pass keeps, about.
-
-        Twice what a forward pass saves, measured once on two rows.
-        """
+        """Bytes per row that the graph of a double backward pass keeps, about; measured once."""
         if self._graph_row_bytes is None:
-            first = self.X[:1], self.y[:1]
-            two = tuple(torch.cat([t, t]) for t in first)
-            one, both = (self._saved_bytes(*map(self.cast, pair)) for pair in (first, two))
-            self._graph_row_bytes = max(2 * (both - one), self.X[0].nbytes, 1)
+            self._graph_row_bytes = graph_bytes_per_row(self)
         return self._graph_row_bytes
-
-    def _saved_bytes(self, X: Tensor, y: Tensor) -> int:
-        saved: dict[tuple[int, int], int] = {}
-
-        def count(t: Tensor) -> Tensor:
-            saved[t.data_ptr(), t.numel()] = t.nbytes
-            return t.detach()  # an output kept as it is would keep its own graph alive
-
-        leaves = [p.clone().requires_grad_() for p in self._like]
-        with double_backward(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            self.batch_loss(leaves, X, y)
-        return sum(saved.values())
 
     def _from_reference(self, w: Tensor) -> Tensor:
         return w if self.reference is None else w - self.reference
@@ -455,37 +325,3 @@ class Objective:
     def _penalty_value(self, w: Tensor) -> Tensor:
         difference = self._from_reference(self.as_point(w))
         return 0.5 * self.lam * difference.dot(difference)
-
-    def _check_mean_over_rows(self) -> None:
-        if getattr(self.loss, "weight", None) is not None:
-            raise NotApplicableError(
-                f"The loss {self.loss!r} has weights, so it is no mean over rows: remove them."
-            )
-        X, y = self.cast(self.X[:_PROBED_ROWS]).clone(), self.cast(self.y[:_PROBED_ROWS])
-        with torch.no_grad():
-            unchanged = X._version
-            together = self.batch_loss(self._like, X, y)
-            if X._version != unchanged:
-                raise NotApplicableError(
-                    f"{type(self.module).__name__} writes to its input, which would change the "
-                    "data: take out the inplace=True of its first layers."
-                )
-            if together.shape != ():
-                raise NotApplicableError(
-                    f"The loss has shape {tuple(together.shape)}, expected a scalar: use a "
-                    "criterion with reduction='mean'."
-                )
-            apart = torch.stack(
-                [self.batch_loss(self._like, X[i : i + 1], y[i : i + 1]) for i in range(len(y))]
-            ).mean()
-        if not (together.isfinite() and apart.isfinite()):
-            raise ValueError(
-                f"The loss of the first rows is {together.item()}: look for NaN or infinite "
-                "entries in X, y and the module's parameters."
-            )
-        if not torch.isclose(together, apart, rtol=1e-3, atol=1e-5):
-            raise NotApplicableError(
-                f"The loss of {len(y)} rows is {together.item():.6g} and the mean of their losses "
-                f"is {apart.item():.6g}: the loss must be a mean over rows (reduction='mean'), "
-                "and the module deterministic, with rows that do not see each other."
-            )

@@ -141,7 +141,7 @@ def unlearn(
         indices=indices,
         sample_ids=sample_ids,
         assumptions=_leak_assumptions(leaks),
-        scope=_frozen_scope([leaf for name, step in steps for leaf in frozen_steps(step, name)]),
+        scope=_scope(steps),
     )
     return estimator
 
@@ -177,12 +177,18 @@ def _leak_assumptions(leaks: list[str]) -> tuple[Assumption, ...]:
     return (Assumption("preprocessing", Status.ASSUMED, statement),)
 
 
-def _frozen_scope(frozen: list[str]) -> tuple[str, ...]:
-    if not frozen:
-        return ()
-    return (
-        f"the pipeline steps {', '.join(frozen)}: frozen by declaration, so not fitted on the rows",
-    )
+def _scope(steps: list[tuple[str, Any]]) -> tuple[str, ...]:
+    out = []
+    if steps:
+        names = ", ".join(name for name, _ in steps)
+        out.append(f"whether the pipeline steps {names} compute each row from that row alone")
+    frozen = [leaf for name, step in steps for leaf in frozen_steps(step, name)]
+    if frozen:
+        out.append(
+            f"the pipeline steps {', '.join(frozen)}: frozen by declaration, so not fitted "
+            "on the rows"
+        )
+    return tuple(out)
 
 
 def _last_can(method: str) -> Any:

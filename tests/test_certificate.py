@@ -281,6 +281,36 @@ def test_hostile_text_is_no_certificate(text):
         Certificate.from_json(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_deleted", -1),
+        ("n_deleted", 1.0),
+        ("n_retained", "3"),
+        ("n_retained", None),
+        ("n_parameters", True),
+        ("weights_norm", None),
+        ("weights_norm", "many"),
+        ("epsilon", None),
+        ("delta", "1e-5"),
+        ("method", 3),
+        ("scope", "all"),
+        ("scope", [1]),
+        ("assumptions", {}),
+        ("assumptions", [{"name": "a", "status": "PERHAPS", "statement": "b"}]),
+        ("assumptions", [{"name": "a", "status": "PROVED"}]),
+        ("versions", {"numpy": 2}),
+        ("diagnostics", []),
+        ("created", 2026),
+        ("event", None),
+        ("unheard of", 1),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_no_certificate(name, value):
+    with pytest.raises(CertificateError):
+        Certificate.from_json(json.dumps(json.loads(GAUSSIAN.to_json()) | {name: value}))
+
+
 @KINDS
 @given(data=st.data())
 def test_any_change_of_the_json_is_refused_or_still_a_sound_certificate(certificate, data):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sk_unlearn import _rows
 from sk_unlearn._rows import TrainingRows, as_ids
 from sk_unlearn.exceptions import DeletionRequestError, UnknownRowError
 
@@ -137,6 +138,23 @@ def test_rows_of_few_values_have_distinct_hashes(values):
     X = np.unique(rng.choice(np.float32(values), size=(50_000, 40)), axis=0)
     hashes = TrainingRows(X, np.zeros(len(X), dtype=np.int64))._row_hashes()
     assert len(np.unique(hashes)) == len(X)
+
+
+def test_many_rows_of_two_powers_of_two_have_distinct_hashes():
+    """Their words end in 30 zeros: a hash that only multiplies has 34 bits for them."""
+    X = np.random.default_rng(0).choice(np.float32([0, 2]), size=(600_000, 32))
+    X = X[np.unique(np.packbits(X > 0, axis=1).view(np.uint32), return_index=True)[1]]
+    hashes = TrainingRows(X, np.zeros(len(X), dtype=np.int64))._row_hashes()
+    assert len(np.unique(hashes)) == len(X)
+
+
+def test_if_hashes_collide_no_wrong_row_is_deleted(monkeypatch):
+    monkeypatch.setattr(_rows, "_row_hash", lambda X: np.zeros(len(X), dtype=np.uint64))
+    rows = rows_of([((1.0, 0.0), 0), ((2.0, 0.0), 0)])
+    assert find(rows, [((1.0, 0.0), 0)]).tolist() == [0]
+    for wrong in ([((2.0, 0.0), 0)], [((3.0, 0.0), 0)]):
+        with pytest.raises(UnknownRowError):
+            find(rows, wrong)
 
 
 def test_images_are_rows_too():

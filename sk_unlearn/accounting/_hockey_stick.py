@@ -8,7 +8,7 @@ density and ``R(t) = (1 - Phi(t)) / phi(t)`` Mills' ratio, ``phi(a) = e^epsilon 
 
 The second is a sum, and is used when delta > 1/2. The first is a difference, which cancels when
 ``mu = b - a`` is small; then it is the integral of ``S = -R' = 1 - t R(t) > 0`` over [a, b], by
-10-point Gauss-Legendre (truncation below 1e-18 for mu <= 1). Where S itself cancels (t > 5), its
+10-point Gauss-Legendre (truncation below 1e-18 for mu <= 1). Where S itself cancels (t > 4), its
 continued fraction is used: ``S = R K`` with ``K = 1/(t + 2/(t + 3/(t + ...)))``.
 
 Why it is safe. With rounding unit u, a and b are known to within ``3 u b``, so log phi(a) to within

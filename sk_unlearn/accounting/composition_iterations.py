@@ -30,44 +30,32 @@ from .sampled_gaussian import (
 GaussianSteps = NoisyIterations | NoisyBlocks
 
 
-@event_mu.register
-def _(event: NoisyIterations) -> float | None:
-    return float(
-        noisy_iterations_mu(
-            event.radius,
-            event.clip_norm,
-            event.learning_rate,
-            event.lam,
-            _sigma(event),
-            event.steps,
-        )
-    )
-
-
-@event_mu.register
-def _(event: NoisyBlocks) -> float | None:
-    sigma = _sigma(event)
-    common = event.clip_norm, event.learning_rate, event.lam, sigma, event.steps
-    return blocks_mu([noisy_block_mu(radius, *common) for radius in event.radii])
+@event_mu.register(NoisyIterations)
+@event_mu.register(NoisyBlocks)
+def _mu(event: GaussianSteps) -> float:
+    step = event.clip_norm, event.learning_rate, event.lam, _sigma(event), event.steps
+    if isinstance(event, NoisyIterations):
+        return float(noisy_iterations_mu(event.radius, *step))
+    return blocks_mu([noisy_block_mu(radius, *step) for radius in event.radii])
 
 
 @event_delta.register(NoisyIterations)
 @event_delta.register(NoisyBlocks)
 def _(event: GaussianSteps, epsilon: float) -> float:
-    return float(gaussian_delta(event_mu(event), epsilon))
+    return float(gaussian_delta(_mu(event), epsilon))
 
 
 @event_epsilon.register(NoisyIterations)
 @event_epsilon.register(NoisyBlocks)
 def _(event: GaussianSteps, delta: float) -> float:
-    return float(gaussian_epsilon(event_mu(event), delta))
+    return float(gaussian_epsilon(_mu(event), delta))
 
 
 @calibrate.register(NoisyIterations)
 @calibrate.register(NoisyBlocks)
 def _(event: GaussianSteps, epsilon: float, delta: float) -> Event:
     if event.sigma is None:
-        unit = event_mu(replace(event, sigma=1.0))
+        unit = _mu(replace(event, sigma=1.0))
         event = replace(event, sigma=unit / float(gaussian_mu(epsilon, delta * _TARGET)))
     require(event, epsilon, delta)
     return event

@@ -141,19 +141,20 @@ def _log_delta(ratio: Array, epsilon: Array, steps: int) -> Array:
     """Return an upper bound on log delta after `steps` steps, for vectors."""
     result = np.zeros_like(ratio)
     left = np.where((ratio > 0) & (ratio < inf), float(steps), 0.0)
-    log_odds = epsilon + np.log(-np.expm1(-epsilon))
+    log_growth = epsilon + np.log(-np.expm1(-np.where(epsilon > 0, epsilon, 1.0)))
     taken = 0
     while (active := (left > 0) & (result > _UNDERFLOW)).any():
-        before, r, e, odds = result[active], ratio[active], epsilon[active], log_odds[active]
-        ahead = np.logaddexp(0.0, odds - before)
-        ahead *= 1 - _U * (8 + 4 * (np.abs(odds) + np.abs(before)))
-        log_theta = log_both(r, np.maximum(ahead, e))[0]
-        jump, growth = np.ones_like(before), np.zeros_like(before)
+        before, r, first, growth = (v[active] for v in (result, ratio, epsilon, log_growth))
+        e = np.logaddexp(0.0, growth - before)
+        e *= 1 - _U * (8 + 4 * (np.abs(growth) + np.abs(before)))
+        e = np.where(first > 0, np.maximum(e, first), 0.0)
+        log_theta = log_both(r, e)[0]
+        jump, extra = np.ones_like(before), np.zeros_like(before)
         if taken >= _EXACT:
             slow = np.floor(_JUMP / np.maximum(-log_theta, 1e-300))
             jump = np.clip(slow, 1.0, left[active])
-            growth = _slope(r, np.maximum(ahead, e)) * (jump - 1) / 2
-        result[active] = (before + jump * log_theta * (1 + growth)) * (1 - 4 * _U)
+            extra = _slope(r, e) * (jump - 1) / 2
+        result[active] = (before + jump * log_theta * (1 + extra)) * (1 - 4 * _U)
         left[active] -= jump
         taken += 1
     return np.where(ratio == 0, -inf, result)

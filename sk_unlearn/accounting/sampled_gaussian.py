@@ -56,7 +56,7 @@ def sampled_gaussian_delta(
     Examples
     --------
     >>> f"{sampled_gaussian_delta(1.0, 0.01, 1000, epsilon=2.0):.2e}"
-    '4.47e-06'
+    '2.13e-05'
     """
     _check(noise_multiplier, sample_rate, steps, group)
     if not epsilon > 0:
@@ -98,7 +98,7 @@ def sampled_gaussian_epsilon(
     Examples
     --------
     >>> round(sampled_gaussian_epsilon(1.0, 0.01, 1000, delta=1e-5), 3)
-    1.892
+    2.108
     """
     exact("delta", delta, above=0, at_most=nextafter(1.0, 0.0))
 
@@ -134,7 +134,7 @@ def sampled_gaussian_noise(
     Examples
     --------
     >>> round(sampled_gaussian_noise(0.01, 1000, epsilon=1.0, delta=1e-5), 3)
-    1.401
+    1.513
     """
     exact("epsilon", epsilon, above=0)
     exact("delta", delta, above=0, at_most=nextafter(1.0, 0.0))

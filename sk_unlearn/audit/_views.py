@@ -14,6 +14,7 @@ from .membership import likelihood_ratio, logit_confidence
 FloatArray = NDArray[np.float64]
 View = Callable[[Any], FloatArray]
 
+_LEAST = 1e-9
 VIEWS = ("weights", "predictions", "state")
 
 
@@ -62,9 +63,13 @@ def score_runs(
     if view == "weights":
         difference = present[:first].mean(axis=0) - absent[:first].mean(axis=0)
         return present[first:] @ difference, absent[first:] @ difference
-    law = present[:first], absent[:first]
-    scored = (likelihood_ratio(*law, world[first:]).sum(axis=1) for world in (present, absent))
-    return tuple(scored)  # type: ignore[return-value]
+    law = np.array([present[:first], absent[:first]])
+    scale = np.maximum(law.std(axis=1).max(axis=0), _LEAST * (1 + np.abs(law).max(axis=(0, 1))))
+    present, absent = (
+        likelihood_ratio(*(law / scale), world[first:] / scale).sum(axis=1)
+        for world in (present, absent)
+    )
+    return present, absent
 
 
 def _module(estimator: Any) -> Any:

@@ -188,7 +188,7 @@ def audit_unlearning(
     if not 0 < delta < 1:
         raise ValueError(f"delta={delta!r} is not in (0, 1)")
     X, y = np.asarray(X), np.asarray(y)
-    positions = _positions(forget, len(y))
+    positions = check_forget(forget, len(y))
     keep = np.setdiff1d(np.arange(len(y)), positions)
     look = make_view(view, (X[positions], y[positions]), (X[keep], y[keep]))
     rng = check_random_state(random_state)
@@ -253,9 +253,7 @@ class _World:
                 fitted = self._fit()
             released = deepcopy(fitted)
             _set_noise_seed(released, int(seed))
-            released.unlearn(
-                indices=self.deleted.tolist(), epsilon=self.epsilon, delta=self.delta
-            )
+            released.unlearn(indices=self.deleted.tolist(), epsilon=self.epsilon, delta=self.delta)
             certificate = certificate or released.certificate_
             seen.append(self.look(released))
         return np.array(seen), certificate, center()
@@ -298,7 +296,8 @@ def _set_noise_seed(estimator: Any, seed: int) -> None:
         net.noise_seed = seed
 
 
-def _positions(forget: ArrayLike, n: int) -> NDArray[np.intp]:
+def check_forget(forget: ArrayLike, n: int) -> NDArray[np.intp]:
+    """Return the positions, sorted and each once; raises ValueError for none, or all."""
     positions = np.unique(np.asarray(forget))
     integral = np.issubdtype(positions.dtype, np.integer)
     if positions.ndim != 1 or not len(positions) or not integral:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .hvp import DampedOperator, HessianOperator
+from .hvp import DampedOperator, HessianOperator, dense
 from .lissa import LiSSA
-from .solvers import CG, Exact, Solution, Solver, SolveStatus, conjugate_gradient, dense
+from .solution import Solution, Solver, SolveStatus
+from .solvers import CG, Exact, conjugate_gradient
 from .spectrum import SpectrumEstimate, extreme_eigenvalues
 
 __all__ = [

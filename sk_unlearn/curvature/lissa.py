@@ -13,9 +13,10 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from .hvp import DampedOperator, EagerProduct, HessianOperator
-from .solvers import CURE_MARGIN, Solution, Solver, SolveStatus
-from .spectrum import BatchedLanczos, extreme_eigenvalues
+from .hvp import DampedOperator
+from .products import EagerProduct
+from .solution import CURE_MARGIN, Solution, Solver, SolveStatus
+from .spectrum import BatchedLanczos, SpectrumEstimate, extreme_eigenvalues
 
 if TYPE_CHECKING:
     from ..objective import Objective
@@ -111,30 +112,37 @@ class LiSSA(Solver):
         solution = Solution(x, norm, SolveStatus.CONVERGED, n_products, f"scale={scale:.4g}.")
         if norm <= self.tol * float(g.norm()):
             return solution
-        status, why, found = self._diagnose(
-            operator.operator, probe or _Probe(batches, damping), scale, damping
+        ends = extreme_eigenvalues(operator.operator)
+        probe = probe or _Probe(batches, damping)
+        status, why, found = self._diagnose(ends, probe, scale, damping)
+        return replace(
+            solution,
+            status=status,
+            n_products=batches.n_row_products / objective.n_rows + 1 + ends.n_products,
+            detail=f"{solution.detail} {why}",
+            **found,
         )
-        return replace(solution, status=status, detail=f"{solution.detail} {why}", **found)
 
     def _diagnose(
-        self, hessian: HessianOperator, probe: _Probe, scale: float, damping: float
+        self, ends: SpectrumEstimate, probe: _Probe, scale: float, damping: float
     ) -> tuple[SolveStatus, str, dict[str, float]]:
         """Name the condition of (T11) that failed, and what it was found by."""
         if probe.norm > scale:
             why = f"A batch among {_PROBED_BATCHES} has norm {probe.norm:.4g}, damping included."
             return SolveStatus.SCALE_TOO_SMALL, why, {}
-        ends = extreme_eigenvalues(hessian)
         smallest = ends.smallest + damping
         if smallest <= 0:
             cure = CURE_MARGIN * (ends.smallest_error - ends.smallest)
-            why = f"Smallest eigenvalue {smallest:.3g}; a damping of {cure:.3g} should do (estimates)."
+            why = (
+                f"Lowest eigenvalue {smallest:.3g}; a damping of {cure:.3g} should do (estimates)."
+            )
             found = {"curvature": smallest, "sufficient_damping": cure}
             return SolveStatus.NEGATIVE_CURVATURE, why, found
         growth = probe.growth(scale)
         if growth >= 1:
             why = (
                 f"||E[A_i^2]|| = {growth:.6g} and the smallest curvature of a batch is "
-                f"{probe.smallest:.3g}, damping included (estimates from {_PROBED_BATCHES} batches)."
+                f"{probe.smallest:.3g}, damping included (among {_PROBED_BATCHES} batches)."
             )
             return SolveStatus.INDEFINITE_BATCHES, why, {}
         needed = math.ceil(scale / smallest * math.log(2 / self.tol))
@@ -162,7 +170,8 @@ class _Batches:
         self.parameters = objective.split(w.clone())
         self.n_row_products = 0
         self._rng = check_random_state(random_state)
-        example = self.rows(torch.zeros(self.width, self.batch_size, dtype=torch.long))
+        example = torch.arange(self.width * self.batch_size).view(self.width, -1)
+        example = self.rows(example % objective.n_rows)
         self._rule = objective.split_product(self.parameters, *example, self.width)
 
     def draw(self, n_steps: int) -> Tensor:
@@ -198,7 +207,7 @@ class _Batches:
             n_steps -= len(y)
 
     def _block_steps(self, state: Any) -> int:
-        """Steps prepared in one pass: many where that saves dispatch, one where memory counts."""
+        """Return how many steps to prepare at once: many to save dispatch, one to save memory."""
         if self._rule is None:
             return 1
         block = min(_BLOCK_STEPS, _BLOCK_BYTES // sum(t.nbytes for t in state))
@@ -230,7 +239,7 @@ class _Probe:
         p, rng = batches.objective.n_parameters, np.random.RandomState(0)
         ends = []
         for state in self._states:
-            start = torch.from_numpy(rng.standard_normal((batches.width, p)))
+            start = torch.from_numpy(rng.uniform(-1, 1, (batches.width, p)))
             start = start.to(batches.objective.device, batches.objective.dtype)
             lanczos = BatchedLanczos(lambda v, s=state: self._product(s, v), start)
             for _ in range(min(_PROBE_STEPS, p)):
@@ -254,7 +263,7 @@ class _Probe:
                 total += (once - self._product(state, once) / scale).mean(0)
             return total / len(self._states)
 
-        start = np.random.RandomState(0).standard_normal((1, objective.n_parameters))
+        start = np.random.RandomState(0).uniform(-1, 1, (1, objective.n_parameters))
         lanczos = BatchedLanczos(
             mean_square, torch.from_numpy(start).to(objective.device, objective.dtype)
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from .hvp import HessianOperator
 
 _BASIS_BYTES = 2**30
+_MIN_PRODUCTS = 20
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def extreme_eigenvalues(
     """Estimate the smallest and the largest eigenvalue of a symmetric operator.
 
     Lanczos with full reorthogonalisation, until both residuals are at most `tol` times the
-    eigenvalue (or 1% of the spectral norm, if that is larger), or until the products or 1 GiB
-    of basis vectors are spent.
+    eigenvalue (or 1% of the spectral norm, if that is larger), but not before 20 products; or
+    until the products or 1 GiB of basis vectors are spent.
 
     Parameters
     ----------
@@ -83,14 +84,15 @@ def extreme_eigenvalues(
     0.6667 10.6667 False
     """
     p = operator.n_parameters
-    start = check_random_state(random_state).standard_normal((1, p))
+    start = check_random_state(random_state).uniform(-1, 1, (1, p))
     start = torch.from_numpy(start).to(operator.device, operator.dtype)
     lanczos = BatchedLanczos(lambda v: operator(v[0])[None], start)
     fits = max(2, _BASIS_BYTES // (p * start.element_size()))
     for _ in range(min(p, max_products, fits)):
         lanczos.step()
         ends, errors = (pair[0] for pair in lanczos.ends())
-        if (errors <= tol * ends.abs().clamp_min(0.01 * ends.abs().max())).all():
+        settled = errors <= tol * ends.abs().clamp_min(0.01 * ends.abs().max())
+        if lanczos.n_steps >= _MIN_PRODUCTS and settled.all():
             break
     return SpectrumEstimate(*ends.tolist(), *errors.tolist(), n_products=lanczos.n_steps)
 

@@ -1,6 +1,8 @@
 """Unlearning methods: instances, one per file, all with the same door."""
 
+from .analytic import Analytic
 from .base import OneShotMethod, Outcome, Problem, Rows, Setting, UnlearningMethod
+from .descent import DescentToDelete
 from .gradient_clipping import GradientClipping
 from .model_clipping import ModelClipping
 from .newton import Newton
@@ -8,8 +10,11 @@ from .output_perturbation import OutputPerturbation
 from .private import PrivateTraining
 from .residual import Residual
 from .retrain import Retrain
+from .sekhari import SekhariNewton
 
 __all__ = [
+    "Analytic",
+    "DescentToDelete",
     "GradientClipping",
     "ModelClipping",
     "Newton",
@@ -21,6 +26,7 @@ __all__ = [
     "Residual",
     "Retrain",
     "Rows",
+    "SekhariNewton",
     "Setting",
     "UnlearningMethod",
 ]

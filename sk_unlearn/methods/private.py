@@ -146,14 +146,14 @@ class PrivateTraining(UnlearningMethod):
         if deleted > event.max_deletions:
             before = deleted - len(problem.deleted)
             raise DeletionRequestError(
-                f"{len(problem.deleted)} rows to delete after {before} deleted before: the training "
-                f"covers max_deletions={event.max_deletions} in all. Fit again on the rows that "
-                "stay, and with a larger max_deletions if more are to come"
+                f"{len(problem.deleted)} rows to delete after {before} deleted before: the "
+                f"training covers max_deletions={event.max_deletions} in all. Fit again on the "
+                "rows that stay, and with a larger max_deletions if more are to come"
             )
         mechanism = (
             f"{event.steps} steps; each row takes part in a step with probability "
-            f"{event.sample_rate:g}, drawn from the operating system's entropy; its gradient over all "
-            f"weights is clipped to norm {self.clip_norm:g}; sums get fresh noise of "
+            f"{event.sample_rate:g}, drawn from the operating system's entropy; its gradient over "
+            f"all weights is clipped to norm {self.clip_norm:g}; sums get fresh noise of "
             f"{event.noise_multiplier:g} times that norm from the same source and are divided by a "
             "constant"
         )

@@ -207,6 +207,14 @@ def test_calibration_is_safe_tight_and_agrees_with_the_accountant(
     assert gaussian_delta(less, epsilon) > delta
 
 
+@pytest.mark.parametrize("steps", [1, 10, 100])
+def test_less_noise_than_the_published_theorem_asks_for(steps):
+    C0, C1, gamma = 1.0, 0.1, 0.1  # the formula turns at T = 100
+    published = 3 * sqrt(np.log(1e5) / steps) * (C0 + C1 * gamma * steps)
+    sigma = noisy_iterations_sigma(C0, C1, gamma, 0.0, 1.0, 1e-5, steps)
+    assert published / sigma == pytest.approx(1.364, abs=5e-4)
+
+
 def test_stable_at_the_ends():
     epsilons, deltas = np.array([1e-4, 1e-2, 1.0, 100.0]), np.array([[1e-30], [1e-5], [0.5]])
     for steps in (1, 1000, 10**6):

@@ -37,12 +37,8 @@ def recursion(ratio, epsilon, steps, digits=60):
         r, growth = mp.mpf(ratio), mp.expm1(mp.mpf(epsilon))
         for _ in range(steps):
             e = mp.log1p(growth / delta)
-            with mp.workdps(digits + int(e / r**2 * 2) + 5):
-                theta = (
-                    mp.erfc((e / r - r / 2) / mp.sqrt(2))
-                    - mp.exp(e) * mp.erfc((e / r + r / 2) / mp.sqrt(2))
-                ) / 2
-            delta *= theta
+            low, high = (e / r - r / 2) / mp.sqrt(2), (e / r + r / 2) / mp.sqrt(2)
+            delta *= (mp.erfc(low) - mp.exp(e) * mp.erfc(high)) / 2
             deltas.append(delta)
             if delta < mp.mpf(10) ** -320:
                 break
@@ -111,7 +107,7 @@ def test_jumps_are_safe_and_miss_few_steps(ratio, epsilon, steps):
         got = model_clipping_delta(ratio / 2, 1.0, T, epsilon)
         assert got >= truth[T - 1] * (1 - mp.mpf(10) ** -12)
         assert got <= truth[int(T * 0.995) - 3]
-        seen += got > 1.001 * truth[T - 1]
+        seen += got > (1 + 1e-8) * truth[T - 1]
     assert seen > 0  # or nothing was jumped over
 
 
@@ -124,7 +120,7 @@ def test_calibration_is_safe_tight_and_agrees_with_the_accountant(radius, epsilo
     assert model_clipping_delta(radius, less, steps, epsilon) > delta
 
 
-@few
+@settings(max_examples=8, deadline=None)
 @given(lengths, epsilons, powers_of_ten(-30, -2), st.sampled_from([1, 3, 300]))
 def test_sigma_scales_with_the_radius_and_falls(radius, epsilon, delta, steps):
     sigma = model_clipping_sigma(radius, epsilon, delta, steps)

@@ -42,7 +42,8 @@ def test_what_is_reported_is_no_guarantee():
 def test_the_divergence_of_every_order_gives_no_less_than_the_truth(target):
     """With alpha mu^2 / 2 in place of mu^2 / 2, the same conversion is a valid upper bound."""
     orders = 1 + np.geomspace(1e-3, 1e4, 20_000)
-    converted = orders * target + np.log1p(-1 / orders) - (log(1e-5) + np.log(orders)) / (orders - 1)
+    surcharge = np.log1p(-1 / orders) - (log(1e-5) + np.log(orders)) / (orders - 1)
+    converted = orders * target + surcharge
     truth = bought_epsilon(target, 1e-5)
     assert truth <= converted.min() <= 1.1 * truth + 0.5
 

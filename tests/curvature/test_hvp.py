@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 from sk_unlearn.curvature import DampedOperator, dense
-from sk_unlearn.curvature.hvp import EagerProduct, SplitProduct, try_split
+from sk_unlearn.curvature.products import EagerProduct, SplitProduct, try_split
 from sk_unlearn.exceptions import UnlearningWarning
 from sk_unlearn.objective import Objective, flatten
 

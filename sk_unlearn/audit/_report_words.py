@@ -1,0 +1,139 @@
+"""The report in words: what a certificate promises to someone who is no mathematician."""
+
+from __future__ import annotations
+
+from math import exp, isinf
+from typing import Any
+
+from scipy.special import ndtr
+
+STATUS = {
+    "BY_CONSTRUCTION": ("by construction", "the program enforces it in every run", "good"),
+    "PROVED": ("proved", "a mathematical proof, from the constants that were declared", "good"),
+    "MEASURED": ("measured", "seen in this run; it might be otherwise in another", "doubt"),
+    "ASSUMED": ("assumed", "taken on the word of whoever ran the program", "doubt"),
+    "REFUTED": ("refuted", "this run shows that it does not hold", "bad"),
+}
+
+
+def verdict(certificate: Any) -> tuple[str, str, str]:
+    """Return (kind, headline, sentence): kind is "good", "doubt" or "bad"."""
+    c = certificate
+    if isinf(c.epsilon):
+        return (
+            "bad",
+            "Nothing is promised",
+            "The deletion ran, but no statement about it is proved. Treat the model as if it still "
+            "contained the deleted rows.",
+        )
+    if c.epsilon == 0 and c.delta == 0:
+        promise = (
+            "The released model follows exactly the law of one that was trained without the "
+            "deleted rows."
+        )
+    else:
+        promise = (
+            "Whoever sees the released model can hardly tell it from one that never had the "
+            "deleted rows. How hardly is stated below, in numbers."
+        )
+    if c.formal:
+        return "good", "Certified", f"{promise} Everything this rests on is enforced or proved."
+    return (
+        "doubt",
+        "Certified on conditions",
+        f"{promise} This holds only if the conditions marked “measured” or “assumed” below hold.",
+    )
+
+
+def promise(certificate: Any) -> list[str]:
+    """Return what the numbers say, one sentence each."""
+    c = certificate
+    if isinf(c.epsilon):
+        return []
+    if c.epsilon == 0 and c.delta == 0:
+        return [
+            "The deletion is exact: ε = 0 and δ = 0. Nothing that is computed from the released "
+            "model depends on the deleted rows."
+        ]
+    factor = f"{exp(c.epsilon):.4g}" if c.epsilon < 700 else f"e^{c.epsilon:.4g}"
+    rarely = f"1 in {round(1 / c.delta):,}" if 0 < c.delta < 0.5 else f"{c.delta:g}"
+    return [
+        f"ε = {c.epsilon:g} and δ = {c.delta:g}. Take any conclusion that somebody may draw from "
+        "the released model. Its probability after this deletion is at most "
+        f"{factor} times (that is e to the power ε) its probability had the rows never been "
+        f"there, plus {rarely} (that is δ); and the same with the two cases exchanged.",
+        "An observer who must guess whether the rows were once in the training data, with even "
+        f"odds before looking, is right in at most {100 * best_guess(c):.1f} of 100 cases; "
+        "without looking at the model it is 50.",
+    ]
+
+
+def best_guess(certificate: Any) -> float:
+    """Largest probability of a right guess at even odds that the certificate allows.
+
+    From the trade-off function of a Gaussian mechanism (T1) where there is one, else from
+    (epsilon, delta) alone (Dong, Roth & Su 2022, eq. 5).
+    """
+    if certificate.mu is not None:
+        return float(ndtr(certificate.mu / 2))
+    odds = exp(-certificate.epsilon)
+    return (1 + certificate.delta * odds) / (1 + odds)
+
+
+def facts(certificate: Any) -> list[tuple[str, str]]:
+    """Return the facts of the release as (name, text)."""
+    c = certificate
+    out = [("Certificate issued", c.created.replace("T", " ").replace("+00:00", " UTC"))]
+    if c.n_deleted is not None:
+        out.append(("Rows deleted", f"{c.n_deleted:,}"))
+    out += [
+        ("Rows that remain", f"{c.n_retained:,}"),
+        ("Method", c.method),
+        ("Numbers in the model", f"{c.n_parameters:,} weights"),
+    ]
+    if c.sensitivity is not None:
+        out.append(("Sensitivity", f"{c.sensitivity:.4g}"))
+    if c.sigma is not None:
+        out.append(("Noise \N{GREEK SMALL LETTER SIGMA}", f"{c.sigma:.4g} on every weight"))
+    if c.mu:
+        out.append(("Strength μ", f"{c.mu:.4g}"))
+    return out
+
+
+def audit_words(audit: Any) -> tuple[str, str, str]:
+    """Return (kind, headline, sentence) of an audit."""
+    runs = f"{audit.n_runs:,} releases with the rows deleted and {audit.n_runs:,} without them"
+    seen = {
+        "weights": "the weights",
+        "predictions": "the predictions for the deleted rows",
+        "state": "the weights, all other stored numbers, and one more round of training",
+    }[audit.view]
+    found = f"We made {runs}, looked at {seen}, and tried to tell the two apart."
+    if audit.refuted:
+        return "bad", "The audit refutes the certificate", f"{found} That went better than allowed."
+    if isinf(audit.certified_epsilon):
+        return "doubt", "There was nothing to refute", f"{found} No ε is promised."
+    return (
+        "good",
+        "The audit does not refute the certificate",
+        f"{found} That went no better than the certificate allows. An audit can refute a "
+        "promise; it cannot prove one.",
+    )
+
+
+def audit_facts(audit: Any) -> list[tuple[str, str]]:
+    """Return the figures of an audit as (name, text)."""
+    out = [
+        ("Certified ε", f"{audit.certified_epsilon:.4g}"),
+        ("ε is at least (whatever the mechanism)", f"{audit.epsilon_lower:.4g}"),
+    ]
+    if audit.certified_mu is not None:
+        out += [
+            ("Certified μ", f"{audit.certified_mu:.4g}"),
+            ("μ is at least", f"{audit.mu_lower:.4g}"),
+        ]
+    return [
+        *out,
+        ("At δ", f"{audit.delta:g}"),
+        ("Confidence of the lower bounds together", f"{audit.confidence:.0%}"),
+    ]

@@ -1,0 +1,244 @@
+"""A deletion beside its alternatives: doing nothing, retraining, and a model that knew nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import jensenshannon
+from sklearn.base import clone
+from sklearn.metrics import log_loss
+from sklearn.utils import check_random_state
+
+from ._views import weights
+from .unlearning import check_forget
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "calibration_error", "compare"]
+
+_SETS = ("retained", "deleted", "test")
+_SHOWN = {
+    **{f"accuracy_{name}": f"acc {name}" for name in _SETS},
+    "log_loss_test": "loss test",
+    "weight_distance": "dist w",
+    "prediction_distance": "dist p",
+    "wall_seconds": "seconds",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """One row per way to answer a deletion request.
+
+    Parameters
+    ----------
+    rows : list of dict
+        ``method``; ``accuracy_…``, ``log_loss_…`` (nats, mean over rows) and
+        ``calibration_error_…`` on the retained, deleted and test rows; ``weight_distance``
+        (Euclidean, all trainable weights; NaN where there are none to see) and
+        ``prediction_distance`` (Jensen-Shannon distance in [0, 1], base 2, mean over test rows),
+        both to "retrain (same init)"; ``wall_seconds`` and ``cpu_seconds`` of the answer.
+    certificate : Certificate
+        Of the method's release.
+    """
+
+    rows: list[dict[str, Any]]
+    certificate: Any
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a pandas DataFrame, indexed by ``method``."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows).set_index("method")
+
+    def __repr__(self) -> str:
+        """Return the main columns as a table."""
+        width = max(len(row["method"]) for row in self.rows)
+        lines = [" " * width + "".join(f"{title:>14}" for title in _SHOWN.values())]
+        for row in self.rows:
+            figures = "".join(f"{row[name]:>14.4g}" for name in _SHOWN)
+            lines.append(f"{row['method']:<{width}}{figures}")
+        return "\n".join(lines)
+
+
+def compare(
+    estimator: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    forget: ArrayLike,
+    X_test: ArrayLike,
+    y_test: ArrayLike,
+    epsilon: float = 1.0,
+    delta: float = 1e-5,
+) -> Comparison:
+    """Answer one deletion request in every way there is, and measure.
+
+    "do nothing" is the fitted model; "retrain" fits on the rows that remain, from the same and,
+    where the estimator has a ``random_state``, from another initialisation; "unlearn" is the
+    estimator's method; "control" is its release from weights that have learnt nothing, where the
+    estimator has ``control``. The distance between the two retrainings is the yardstick for the
+    others.
+
+    Parameters
+    ----------
+    estimator : classifier
+        With ``unlearn(indices=..., epsilon=..., delta=...)``; it is cloned, not changed. An open
+        ``random_state`` is drawn once, so that "same init" means it.
+    X, y : array-like of shape (n, ...), (n,)
+        Training rows and their labels.
+    forget : array-like of int
+        Positions of the rows to delete.
+    X_test, y_test : array-like of shape (n_test, ...), (n_test,)
+        Rows that were never trained on.
+    epsilon, delta : float
+        The guarantee to ask for.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        If `forget` names no rows or all of them.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sk_unlearn import CertifiedNeuralClassifier
+    >>> from sk_unlearn.audit import compare
+    >>> from sk_unlearn.modules import LinearHead
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = CertifiedNeuralClassifier(LinearHead, lam=1e-2, random_state=0)
+    >>> table = compare(clf, X[::2], y[::2], [0, 1], X[1::2], y[1::2])
+    >>> [row["method"] for row in table.rows][:3]
+    ['do nothing', 'retrain (same init)', 'retrain (other init)']
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    positions = check_forget(forget, len(y))
+    keep = np.setdiff1d(np.arange(len(y)), positions)
+    sets = dict(
+        zip(
+            _SETS,
+            ((X[keep], y[keep]), (X[positions], y[positions]), (X_test, y_test)),
+            strict=True,
+        )
+    )
+    request = {"indices": positions.tolist(), "epsilon": epsilon, "delta": delta}
+    base, other = _with_fixed_initialisation(estimator)
+    fitted = clone(base).fit(X, y)
+    retrained, cost = _timed(lambda: clone(base).fit(*sets["retained"]))
+    measured = [
+        _measure("do nothing", fitted, (0.0, 0.0), sets, retrained),
+        _measure("retrain (same init)", retrained, cost, sets, retrained),
+    ]
+    if other is not None:
+        net, cost = _timed(lambda: other.fit(*sets["retained"]))
+        measured.append(_measure("retrain (other init)", net, cost, sets, retrained))
+    released = deepcopy(fitted)
+    _, cost = _timed(lambda: released.unlearn(**request))
+    certificate = released.certificate_
+    name = f"unlearn, {certificate.method}"
+    measured.append(_measure(name, released, cost, sets, retrained))
+    if hasattr(fitted, "control"):
+        net, cost = _timed(lambda: deepcopy(fitted).control(**request))
+        measured.append(_measure("control (no model)", net, cost, sets, retrained))
+    return Comparison(measured, certificate)
+
+
+def calibration_error(
+    y: ArrayLike, proba: ArrayLike, classes: ArrayLike, n_bins: int = 15
+) -> float:
+    """Return the expected calibration error of the predicted class (Guo et al. 2017).
+
+    Parameters
+    ----------
+    y : array-like of shape (n,)
+        Labels.
+    proba : array-like of shape (n, K)
+        Probabilities, columns in the order of `classes`.
+    classes : array-like of shape (K,)
+        Labels of the columns.
+    n_bins : int, default=15
+        Bins of equal width in [0, 1], by confidence.
+
+    Returns
+    -------
+    float
+        Mean over rows of the distance between accuracy and mean confidence of their bin.
+
+    Examples
+    --------
+    >>> round(calibration_error([0, 1], [[0.8, 0.2], [0.6, 0.4]], [0, 1]), 6)
+    0.4
+    """
+    proba = np.asarray(proba, dtype=np.float64)
+    confidence = proba.max(axis=1)
+    right = np.asarray(classes)[proba.argmax(axis=1)] == np.asarray(y)
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _with_fixed_initialisation(estimator: Any) -> tuple[Any, Any]:
+    """Return a clone with a fixed ``random_state`` and one with another; None without any."""
+    base = clone(estimator)
+    params = base.get_params()
+    name = next((n for n in ("random_state", *params) if n.split("__")[-1] == "random_state"), "")
+    if name not in params:
+        return base, None
+    seed = params[name]
+    if not isinstance(seed, int | np.integer):
+        seed = int(check_random_state(seed).randint(2**31 - 1))
+    return base.set_params(**{name: int(seed)}), clone(base).set_params(**{name: int(seed) + 1})
+
+
+def _timed(action: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    wall, cpu = perf_counter(), process_time()
+    return action(), (perf_counter() - wall, process_time() - cpu)
+
+
+def _measure(
+    name: str,
+    model: Any,
+    cost: tuple[float, float],
+    sets: dict[str, tuple[Any, Any]],
+    retrained: Any,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": name}
+    proba = {key: np.asarray(model.predict_proba(X), np.float64) for key, (X, _) in sets.items()}
+    labels = {key: np.asarray(y) for key, (_, y) in sets.items()}
+    for key in sets:
+        right = model.classes_[proba[key].argmax(axis=1)] == labels[key]
+        row[f"accuracy_{key}"] = float(right.mean())
+    for key in sets:
+        total = proba[key].sum(axis=1, keepdims=True)
+        row[f"log_loss_{key}"] = float(
+            log_loss(labels[key], proba[key] / total, labels=model.classes_)
+        )
+    for key in sets:
+        row[f"calibration_error_{key}"] = calibration_error(labels[key], proba[key], model.classes_)
+    row["weight_distance"] = _weight_distance(model, retrained)
+    reference = np.asarray(retrained.predict_proba(sets["test"][0]), np.float64)
+    row["prediction_distance"] = _prediction_distance(proba["test"], reference)
+    row["wall_seconds"], row["cpu_seconds"] = cost
+    return row
+
+
+def _weight_distance(model: Any, retrained: Any) -> float:
+    try:
+        return float(np.linalg.norm(weights(model) - weights(retrained)))
+    except TypeError:
+        return float("nan")
+
+
+def _prediction_distance(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    distances = jensenshannon(p, q, base=2, axis=1)
+    return float(np.nan_to_num(distances).mean())  # a rounding error below 0 under the root
