@@ -3,6 +3,7 @@
 from .certificate import Assumption, Certificate, Status
 from .estimator import CertifiedNeuralClassifier
 from .pipeline import UnlearningPipeline, unlearn
+from .sharded import ShardedClassifier
 
 __version__ = "0.1.0"
 
@@ -10,6 +11,7 @@ __all__ = [
     "Assumption",
     "Certificate",
     "CertifiedNeuralClassifier",
+    "ShardedClassifier",
     "Status",
     "UnlearningPipeline",
     "unlearn",

@@ -36,6 +36,10 @@ def _is_count(value: Any) -> int:
     return value
 
 
+def _optional_count(value: Any) -> int | None:
+    return None if value is None else _is_count(value)
+
+
 def _read_assumption(record: dict[str, Any]) -> Assumption:
     texts = {name: _is(str)(value) for name, value in record.items()}
     return Assumption(**(texts | {"status": Status(texts["status"])}))
@@ -49,12 +53,12 @@ READ: dict[str, Callable[[Any], Any]] = {
     "sensitivity": optional_number,
     "method": _is(str),
     "event": event_from_dict,
-    "n_deleted": lambda value: None if value is None else _is_count(value),
+    "n_deleted": _optional_count,
     "n_retained": _is_count,
-    "n_parameters": _is_count,
+    "n_parameters": _optional_count,
     "assumptions": lambda items: tuple(_read_assumption(item) for item in _is(list)(items)),
     "scope": lambda items: tuple(_is(str)(item) for item in _is(list)(items)),
-    "weights_norm": number,
+    "weights_norm": optional_number,
     "diagnostics": _is(dict),
     "versions": lambda items: {name: _is(str)(text) for name, text in _is(dict)(items).items()},
     "created": _is(str),

@@ -204,7 +204,8 @@ class CertifiedNetMixin:
 
     def _setting(self) -> Setting:
         size = sum(p.numel() for p in self._trainable())
-        return Setting(self.lam_, self.C_, size, self._n_outputs())
+        names = tuple(name for name, p in self.module_.named_parameters() if p.requires_grad)
+        return Setting(self.lam_, self.C_, size, self._n_outputs(), names)
 
     def _problem(self, retained: Any, deleted: Any, refit: Any, noise: NoiseSource) -> Problem:
         return Problem(
@@ -217,6 +218,8 @@ class CertifiedNetMixin:
             deleted=Rows(deleted.X, deleted.y),
             noise=noise,
             refit=refit,
+            finetune=lambda weights, epochs: self._fine_tune(weights, epochs, retained),
+            seed=self._public_seed(),
             state=self.method_state_,
             verbose=self.verbose,
         )

@@ -203,9 +203,9 @@ def as_ids(sample_ids: Sequence[Any]) -> np.ndarray:
 
 
 def _row_hash(X: np.ndarray) -> np.ndarray:
-    """Return a 64-bit hash of each row: multiply-shift over its float32 words."""
+    """Return a 64-bit hash of each row: multiply-shift over its 32-bit words."""
     width = int(np.prod(X.shape[1:]))
-    words = np.ascontiguousarray(X, dtype=np.float32).reshape(len(X), width) + np.float32(0.0)
+    words = np.ascontiguousarray(X).reshape(len(X), width) + X.dtype.type(0)
     words = words.view(np.uint32)
     weights = np.random.default_rng(20240721).integers(
         1, 2**63, size=words.shape[1], dtype=np.uint64

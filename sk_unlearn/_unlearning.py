@@ -11,8 +11,8 @@ import numpy as np
 from skorch.history import History
 from torch import nn
 
+from ._plan import asked_for
 from ._rows import TrainingRows
-from ._validation import check_guarantee
 from .accounting import calibrate
 from .assumptions import Assumption, Status
 from .certificate import Certificate
@@ -38,7 +38,7 @@ class UnlearningMixin:
         self,
         X_u: Any = None,
         y_u: Any = None,
-        epsilon: float = 1.0,
+        epsilon: float | None = 1.0,
         delta: float = 1e-5,
         *,
         indices: Any = None,
@@ -61,6 +61,7 @@ class UnlearningMixin:
             Their labels.
         epsilon, delta : float
             The guarantee (T0). Methods that are exact give epsilon = delta = 0 instead.
+            ``epsilon=None``: what the noise that the method fixes by hand buys.
         indices : array-like of int, optional
             Positions among the training rows that are left. An empty list is the release
             step alone, certified with ``n_deleted = 0``.
@@ -89,11 +90,11 @@ class UnlearningMixin:
             If the method cannot give the guarantee.
         """
         self.check_is_fitted()
-        epsilon, delta = check_guarantee(epsilon, delta)
+        event, epsilon, delta = asked_for(self.method_, self._setting(), epsilon, delta)
         retained, deleted = self._split_rows(X_u, y_u, indices, sample_ids, X_r, y_r)
         self._check_remaining(retained, deleted)
         self._hint()
-        event = calibrate(self.method_.event(self._setting()), epsilon, delta)
+        event = calibrate(event, epsilon, delta)
         noise = NoiseSource(self.noise_seed, self.n_releases_)
         problem = self._problem(retained, deleted, lambda: self._refit(retained), noise)
         outcome = self.method_.unlearn(problem, event)
@@ -282,7 +283,7 @@ class UnlearningMixin:
         vars(twin).update(
             history_=History(),
             rng_state_=None,
-            method_state_=None,
+            method_state_=outcome.state,
             rows_=None if self.rows_ is None else retained,
             n_rows_=len(retained),
             n_releases_=self.n_releases_ + 1,

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from .exceptions import DeletionRequestError
-from .methods import OutputPerturbation, Residual, Retrain, UnlearningMethod
+from .methods import (
+    GradientClipping,
+    ModelClipping,
+    OutputPerturbation,
+    Residual,
+    Retrain,
+    UnlearningMethod,
+)
 
 _NO_WEIGHTS = (
     "the statements that the certificates rest on are about the unweighted mean over rows, and "
@@ -22,6 +29,8 @@ METHODS = {
     "residual": Residual,
     "retrain": Retrain,
     "output_perturbation": OutputPerturbation,
+    "gradient_clipping": GradientClipping,
+    "model_clipping": ModelClipping,
 }
 
 

@@ -50,14 +50,17 @@ class Certificate:
         The record of what ran.
     n_deleted : int or None
         Rows deleted by this release; None in the public copy.
-    n_retained, n_parameters : int
-        Rows that remain; weights that were released.
+    n_retained : int
+        Rows that remain.
+    n_parameters : int or None
+        Weights that were released; None for a model that is no vector of weights.
     assumptions : tuple of Assumption
         What the statement rests on.
     scope : tuple of str
         What the statement does not say.
-    weights_norm : float
-        Euclidean distance of the released weights from the anchor, noise included.
+    weights_norm : float or None
+        Euclidean distance of the released weights from the anchor, noise included; None for a
+        model that is no vector of weights.
     diagnostics : dict
         Measurements of this run, for the operator only.
     versions : dict
@@ -75,10 +78,10 @@ class Certificate:
     event: Event
     n_deleted: int | None
     n_retained: int
-    n_parameters: int
+    n_parameters: int | None
     assumptions: tuple[Assumption, ...]
     scope: tuple[str, ...]
-    weights_norm: float
+    weights_norm: float | None
     diagnostics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
@@ -91,7 +94,7 @@ class Certificate:
     @property
     def noise_to_weights(self) -> float:
         """Expected Euclidean norm of the noise over :attr:`weights_norm`."""
-        if not self.sigma:
+        if not self.sigma or self.n_parameters is None:
             return 0.0
         noise = self.sigma * self.n_parameters**0.5
         return noise / self.weights_norm if self.weights_norm else inf

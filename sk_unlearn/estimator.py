@@ -12,8 +12,11 @@ from skorch import NeuralNetClassifier
 from skorch.utils import is_dataset
 from torch import nn
 
+from ._control import ControlMixin
 from ._data import BatchIterator, TensorDataset
+from ._fine_tuning import FineTuningMixin
 from ._net import CertifiedNetMixin
+from ._plan import PlanMixin
 from ._rows import TrainingRows, as_ids
 from ._training import TrainingMixin
 from ._unlearning import UnlearningMixin
@@ -23,7 +26,13 @@ from .methods import UnlearningMethod
 
 
 class CertifiedNeuralClassifier(
-    UnlearningMixin, TrainingMixin, CertifiedNetMixin, NeuralNetClassifier
+    UnlearningMixin,
+    ControlMixin,
+    PlanMixin,
+    FineTuningMixin,
+    TrainingMixin,
+    CertifiedNetMixin,
+    NeuralNetClassifier,
 ):
     """Neural classifier whose training rows can be deleted, with a certificate.
 

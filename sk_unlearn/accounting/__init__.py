@@ -1,5 +1,6 @@
 """Numbers in, (epsilon, delta) out; always rounded to the safe side."""
 
+from . import composition_iterations as _composition_iterations
 from . import published
 from .composition import calibrate, event_delta, event_epsilon, event_mu, require
 from .gaussian import (
@@ -13,6 +14,11 @@ from .gaussian import (
 )
 from .iterations import blocks_mu, noisy_block_mu, noisy_iterations_mu, noisy_iterations_sigma
 from .model_clipping import model_clipping_delta, model_clipping_sigma
+from .sampled_gaussian import (
+    sampled_gaussian_delta,
+    sampled_gaussian_epsilon,
+    sampled_gaussian_noise,
+)
 
 __all__ = [
     "blocks_mu",
@@ -33,5 +39,8 @@ __all__ = [
     "noisy_iterations_sigma",
     "published",
     "require",
+    "sampled_gaussian_delta",
+    "sampled_gaussian_epsilon",
+    "sampled_gaussian_noise",
     "sensitivity_mu",
 ]

@@ -191,9 +191,10 @@ def _with_fixed_initialisation(estimator: Any) -> tuple[Any, Any]:
     """Return a clone with a fixed ``random_state`` and one with another; None without any."""
     base = clone(estimator)
     params = base.get_params()
-    name = next((n for n in ("random_state", *params) if n.split("__")[-1] == "random_state"), "")
-    if name not in params:
+    names = [name for name in params if name.split("__")[-1] == "random_state"]
+    if not names:
         return base, None
+    name = min(names, key=lambda name: name.count("__"))
     seed = params[name]
     if not isinstance(seed, int | np.integer):
         seed = int(check_random_state(seed).randint(2**31 - 1))

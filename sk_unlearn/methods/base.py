@@ -28,12 +28,15 @@ class Setting:
         Coefficient of the L2 penalty; radius of the ball around the anchor.
     n_parameters, n_classes : int
         Trainable weights; classes.
+    parameter_names : tuple of str
+        Names of the trainable tensors, in their order.
     """
 
     lam: float
     C: float
     n_parameters: int
     n_classes: int
+    parameter_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Problem:
         Where noise comes from.
     refit : callable
         Trains from scratch on `retained`; returns the trained module.
+    finetune : callable
+        ``finetune(weights, epochs)``: ordinary training on `retained` from released weights,
+        with nothing else kept; returns the new weights (p,).
+    seed : int
+        Public seed for batches: the same law in both worlds, new for each release.
     state : object
         What the method's ``prepare`` kept; None after a release.
     verbose : int
@@ -80,6 +88,8 @@ class Problem:
     deleted: Rows
     noise: NoiseSource
     refit: Callable[[], nn.Module]
+    finetune: Callable[[np.ndarray, int], np.ndarray]
+    seed: int
     state: Any = None
     verbose: int = 0
 
@@ -102,6 +112,8 @@ class Outcome:
         The whole released module, from methods whose release covers buffers too.
     scope : tuple of str
         What this method's statement does not say, beyond what no statement says.
+    state : object
+        What the next release may read instead of what ``prepare`` kept; no weights, no rows.
     """
 
     parameters: np.ndarray
@@ -110,6 +122,7 @@ class Outcome:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
     scope: tuple[str, ...] = ()
+    state: Any = None
 
 
 class UnlearningMethod(BaseEstimator, ABC):

@@ -9,8 +9,9 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_iris
 from sklearn.metrics import log_loss
+from sklearn.preprocessing import FunctionTransformer
 
-from sk_unlearn import CertifiedNeuralClassifier
+from sk_unlearn import CertifiedNeuralClassifier, UnlearningPipeline
 from sk_unlearn.audit import UnlearningComparisonDisplay, compare
 from sk_unlearn.audit.compare import calibration_error
 from sk_unlearn.methods import Retrain
@@ -92,6 +93,14 @@ def test_an_open_random_state_is_drawn_once():
     assert row(table, "unlearn")["weight_distance"] == 0  # the same initialisation
     assert row(table, "retrain (other")["weight_distance"] > 0
     assert clf.random_state is None and not hasattr(clf, "module_")
+
+
+def test_the_initialisation_of_a_net_in_a_pipeline_is_found():
+    net = CertifiedNeuralClassifier(MLP, method=Retrain(), max_epochs=2)
+    steps = [("half", FunctionTransformer(lambda X: X / 2)), ("net", net)]
+    table = compare(UnlearningPipeline(steps), *TRAIN, [0], *TEST)
+    assert row(table, "unlearn")["weight_distance"] == 0
+    assert row(table, "retrain (other")["weight_distance"] > 0
 
 
 def test_the_control_is_there_where_the_estimator_has_one():
