@@ -25,7 +25,14 @@ from sk_unlearn import CertifiedNeuralClassifier
 from sk_unlearn.accounting import gaussian_sigma
 from sk_unlearn.audit import audit_unlearning
 from sk_unlearn.events import GaussianRelease
-from sk_unlearn.methods import Newton, OutputPerturbation, Residual, Retrain
+from sk_unlearn.methods import (
+    GradientClipping,
+    ModelClipping,
+    Newton,
+    OutputPerturbation,
+    Residual,
+    Retrain,
+)
 from sk_unlearn.modules import LinearHead
 from sk_unlearn.noise import NoiseSource
 
@@ -88,8 +95,12 @@ def cases(quick: bool):
     iris = (*load_iris(return_X_y=True), np.arange(45, 55))
     # Damped so far that the step corrects nothing: the worst case remains one.
     uncorrected = {"damping": 1e6}
+    noisy = (
+        GradientClipping(radius=C, clip_norm=1e-3, steps=3, finetune_epochs=0),
+        ModelClipping(radius=C, steps=3, finetune_epochs=0),
+    )
     for view in ("weights", "predictions", "state"):
-        for method in (OutputPerturbation(), Newton(**uncorrected), Retrain()):
+        for method in (OutputPerturbation(), Newton(**uncorrected), *noisy, Retrain()):
             yield type(method).__name__, "worst", True, view, worst_case(method), worst
         if quick and view != "weights":
             continue
@@ -102,6 +113,10 @@ def cases(quick: bool):
     yield "LetsBuffersThrough", "worst", False, "state", buffers, spread
     moments = worst_case(OutputPerturbation(), KeepsTheOptimizer, lr=1.0)
     yield "KeepsTheOptimizer", "worst", False, "state", moments, worst
+
+
+def _number(value):
+    return "" if value is None else f"{value:.3f}"
 
 
 def main() -> int:
@@ -125,7 +140,7 @@ def main() -> int:
         verdict = "refuted" if result.refuted else "stands"
         print(
             f"{name:20}{case:7}{view:13}{result.certified_epsilon:>10.3g}"
-            f"{result.epsilon_lower:>8.3f}{result.mu_epsilon_lower:>10.3f}"
+            f"{result.epsilon_lower:>8.3f}{_number(result.mu_epsilon_lower):>10}"
             f"{result.seconds:>9.1f}  {verdict}{'' if as_expected else '  UNEXPECTED'}",
             flush=True,
         )

@@ -31,7 +31,15 @@ from sk_unlearn.accounting import gaussian_epsilon, gaussian_mu
 from sk_unlearn.audit import audit_unlearning
 from sk_unlearn.audit._views import score_runs
 from sk_unlearn.events import PoissonSampledTraining
-from sk_unlearn.methods import Newton, OutputPerturbation, Residual, Retrain
+from sk_unlearn.methods import (
+    GradientClipping,
+    ModelClipping,
+    Newton,
+    OutputPerturbation,
+    PrivateTraining,
+    Residual,
+    Retrain,
+)
 from sk_unlearn.modules import LinearHead
 
 RUNS, MANY = 120, 400
@@ -258,7 +266,18 @@ def test_a_kept_optimizer_is_refuted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("view", ["weights", "predictions", "state"])
-@pytest.mark.parametrize("method", [OutputPerturbation(), Newton(damping=1e6), Retrain()], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [
+        OutputPerturbation(),
+        Newton(damping=1e6),
+        GradientClipping(radius=C, clip_norm=1e-3, steps=3, finetune_epochs=0),
+        GradientClipping(radius=C, clip_norm=1.0, steps=3, finetune_epochs=2),
+        ModelClipping(radius=C, steps=3, finetune_epochs=0),
+        Retrain(),
+    ],
+    ids=repr,
+)
 def test_honest_methods_stand_on_the_worst_case(method, view):
     assert not verdict(net(method), view=view)
 
@@ -276,3 +295,10 @@ def test_residual_stands(view):
         LinearHead, lam=1e-2, method=Residual(), random_state=0, noise_seed=0
     )
     assert not verdict(honest, (X, y, np.arange(45, 55)), view)
+
+
+@pytest.mark.slow
+def test_private_training_stands():
+    pytest.importorskip("opacus")
+    method = PrivateTraining(200.0, steps=3, sample_rate=0.02, batch_size=2, max_deletions=90)
+    assert not verdict(net(method), n_runs=60)
