@@ -230,7 +230,7 @@ def main() -> None:
     torch.manual_seed(0)
     for name, module in small_cnns().items():
         objective, w = problem(module, X, y, max(1, args.epochs // 10))
-        short = settings | {"steps": max(20, args.steps // 5)}
+        short = settings | {"steps": max(20, args.steps // 2)}
         compared.append(compare_lissa(name, module, objective, w, args.rounds, short))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .exceptions import DeletionRequestError
+from .exceptions import DeletionRequestError, NotApplicableError
 from .methods import (
+    Analytic,
     GradientClipping,
     ModelClipping,
     OutputPerturbation,
@@ -26,6 +27,7 @@ _NO_WEIGHTS = (
 )
 
 METHODS = {
+    "analytic": Analytic,
     "residual": Residual,
     "retrain": Retrain,
     "output_perturbation": OutputPerturbation,
@@ -129,13 +131,24 @@ def resolve_method(method: Any, module: Any, criterion: Any, setting: Any) -> Un
     if isinstance(method, UnlearningMethod):
         return method
     if method == "auto":
-        return Residual() if Residual.obstacle(module, criterion, setting) is None else Retrain()
+        return _choose_method(module, criterion, setting)
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]()
     names = ", ".join(repr(name) for name in ("auto", *METHODS))
     raise ValueError(
         f"method={method!r}; give an instance of sk_unlearn.methods, or one of {names}"
     )
+
+
+def _choose_method(module: Any, criterion: Any, setting: Any) -> UnlearningMethod:
+    """Return the cheapest method that is proved to keep the accuracy, or retraining."""
+    for method in (Residual(), Analytic()):
+        try:
+            method.check(module, criterion, setting)
+        except NotApplicableError:
+            continue
+        return method
+    return Retrain()
 
 
 def _number(value: Any, name: str, wanted: str, holds: Any) -> None:

@@ -236,7 +236,9 @@ class Objective:
             gradient.add_(self._from_reference(w), alpha=self.lam)
         return value + self._penalty_value(w), gradient
 
-    def hessian_at(self, w: Tensor, rows: Tensor | None = None) -> HessianOperator:
+    def hessian_at(
+        self, w: Tensor, rows: Tensor | None = None, once: bool = False
+    ) -> HessianOperator:
         """Return the Hessian of ``F`` at `w` (`lam` included) as an operator ``v -> H v``.
 
         Parameters
@@ -244,8 +246,10 @@ class Objective:
         w : Tensor of shape (p,)
         rows : Tensor or None
             Only these rows, see :meth:`on`.
+        once : bool
+            One product is all that is wanted: nothing is kept for the next.
         """
-        return HessianOperator(self if rows is None else self.on(rows), w)
+        return HessianOperator(self if rows is None else self.on(rows), w, once)
 
     def split(self, w: Tensor) -> tuple[Tensor, ...]:
         """Return views of the last axis of `w` in the shapes of the trainable parameters."""

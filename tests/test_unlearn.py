@@ -21,8 +21,8 @@ from sk_unlearn.exceptions import (
     UnknownRowError,
     UnlearningWarning,
 )
-from sk_unlearn.methods import OutputPerturbation, Residual, Retrain
-from sk_unlearn.modules import LinearHead
+from sk_unlearn.methods import Analytic, OutputPerturbation, Residual, Retrain
+from sk_unlearn.modules import LinearHead, RidgeHead
 
 X, y = load_iris(return_X_y=True)
 X = X.astype(np.float32)
@@ -196,6 +196,8 @@ def test_auto_says_once_that_it_retrains():
         CertifiedNeuralClassifier(max_epochs=1, method=Retrain()).fit(X, y).unlearn(indices=[0])
         head = CertifiedNeuralClassifier(LinearHead, C=100.0).fit(X, y).unlearn(indices=[0])
     assert isinstance(head.method_, Residual)
+    ridge = CertifiedNeuralClassifier(RidgeHead, C=100.0).fit(X, y)
+    assert isinstance(ridge.method_, Analytic)
 
 
 @pytest.mark.parametrize(

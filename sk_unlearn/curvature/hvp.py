@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from .products import EagerProduct
+
 if TYPE_CHECKING:
     from ..objective import Objective
 
@@ -23,6 +25,8 @@ class HessianOperator:
     ----------
     objective : Objective
     w : Tensor of shape (p,)
+    once : bool
+        One product is all that is wanted: nothing is kept, nothing traced.
 
     Attributes
     ----------
@@ -40,13 +44,13 @@ class HessianOperator:
     ([1.5, 3.0], [[1.5, 0.0], [0.0, 1.5]])
     """
 
-    def __init__(self, objective: Objective, w: Tensor) -> None:
-        self._objective = objective
+    def __init__(self, objective: Objective, w: Tensor, once: bool = False) -> None:
+        self._objective, self._once = objective, once
         self._parameters = objective.split(objective.as_point(w).clone())
         self.n_parameters, self.n_rows = objective.n_parameters, objective.n_rows
         self.dtype, self.device = objective.dtype, objective.device
         self._kept: dict[int, tuple[Any, Any, float]] = {}
-        self._budget = objective.memory_budget
+        self._budget = 0 if once else objective.memory_budget
 
     @property
     def vectors_at_once(self) -> int:
@@ -83,7 +87,10 @@ class HessianOperator:
     def _shared(self, index: int) -> tuple[Any, Any, float]:
         """Compute what products share on one chunk, and keep it while the budget lasts."""
         X, y = self._objective.chunk(index)
-        rule = self._objective.product_rule(self._parameters, X, y)
+        if self._once:
+            rule = EagerProduct(self._objective.batch_loss)
+        else:
+            rule = self._objective.product_rule(self._parameters, X, y)
         shared = rule, rule.at(self._parameters, X, y), len(y) / self.n_rows
         size = len(y) * self._objective.graph_row_bytes
         if size <= self._budget:

@@ -106,13 +106,13 @@ class LiSSA(Solver):
         probe = _Probe(batches, damping) if self.scale is None else None
         scale = self.scale or _SCALE_MARGIN * probe.norm or 1.0
         x = _advance(batches, g, damping, scale, self.steps).mean(0) / scale
-        operator = DampedOperator(objective.hessian_at(w), damping)
+        operator = DampedOperator(objective.hessian_at(w, once=True), damping)
         norm = float((operator(x) - g).norm())
         n_products = batches.n_row_products / objective.n_rows + 1
         solution = Solution(x, norm, SolveStatus.CONVERGED, n_products, f"scale={scale:.4g}.")
         if norm <= self.tol * float(g.norm()):
             return solution
-        ends = extreme_eigenvalues(operator.operator)
+        ends = extreme_eigenvalues(objective.hessian_at(w))
         probe = probe or _Probe(batches, damping)
         status, why, found = self._diagnose(ends, probe, scale, damping)
         return replace(

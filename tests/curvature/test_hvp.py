@@ -218,6 +218,15 @@ def test_products_carry_no_graph_and_change_no_vector():
     assert (operator(v) != 0).any() and product.is_inference() is False
 
 
+@pytest.mark.parametrize("name", ["mlp", "convolution"])
+def test_an_operator_for_one_product_keeps_and_traces_nothing(name):
+    objective, w = case(name, chunk_rows=4)
+    operator, v = objective.hessian_at(w, once=True), torch.ones_like(w)
+    product = operator(v)
+    assert not operator._kept and not objective._split_products
+    torch.testing.assert_close(product, objective.hessian_at(w)(v), rtol=1e-12, atol=1e-13)
+
+
 def test_vectors_at_once_fits_the_budget():
     objective, w = case("mlp")
     assert objective.hessian_at(w).vectors_at_once > 1000
