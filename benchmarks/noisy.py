@@ -64,12 +64,14 @@ def load(name: str, quick: bool) -> tuple[np.ndarray, ...]:
     )
 
 
-def net(name: str, method: object, epochs: int, seed: int) -> CertifiedNeuralClassifier:
+def net(
+    name: str, method: object, epochs: int, seed: int, hidden: tuple[int, ...] | None = None
+) -> CertifiedNeuralClassifier:
     return CertifiedNeuralClassifier(
         method=method,
         max_epochs=epochs,
         random_state=seed,
-        module__hidden=HIDDEN[name],
+        module__hidden=hidden or HIDDEN[name],
         **SETTING,
     )
 
@@ -126,7 +128,9 @@ def _setting() -> object:
     return CertifiedNeuralClassifier(max_epochs=0, C=SETTING["C"]).fit(X, y)._setting()
 
 
-def step_cost(name: str, data: tuple, rounds: int, steps: int) -> dict[str, object]:
+def step_cost(
+    name: str, data: tuple, hidden: tuple[int, ...], rounds: int, steps: int
+) -> dict[str, object]:
     """Return milliseconds of a step of ordinary training and of each kind of noisy step."""
     X, _, y, _ = data
     per_epoch = -(-len(y) // SETTING["batch_size"])
@@ -139,10 +143,10 @@ def step_cost(name: str, data: tuple, rounds: int, steps: int) -> dict[str, obje
     }
     seen: dict[str, list[tuple[float, float]]] = {"ordinary": []} | {kind: [] for kind in kinds}
     for _ in range(rounds):
-        model = net(name, Retrain(), epochs, 0)
+        model = net(name, Retrain(), epochs, 0, hidden)
         seen["ordinary"].append(_clock(lambda model=model: model.fit(X, y), steps))
         for kind, method in kinds.items():
-            model = net(name, method, 1, 0).fit(X, y)
+            model = net(name, method, 1, 0, hidden).fit(X, y)
             seen[kind].append(_clock(lambda model=model: model.unlearn(indices=[0]), steps))
     ratios = {
         kind: {
@@ -154,7 +158,8 @@ def step_cost(name: str, data: tuple, rounds: int, steps: int) -> dict[str, obje
         for kind in kinds
     }
     least = {kind: min(wall for wall, _ in times) for kind, times in seen.items()}
-    return {"data": name, "least wall ms": least, "median ratio": ratios}
+    weights = model.plan().n_parameters
+    return {"data": name, "weights": weights, "least wall ms": least, "median ratio": ratios}
 
 
 def _clock(call: object, steps: int) -> tuple[float, float]:
@@ -226,8 +231,9 @@ def main() -> None:
     rows, costs = [], []
     for name in HIDDEN:
         data = load(name, args.quick)
-        costs.append(step_cost(name, data, args.rounds, args.steps))
-        print(json.dumps(costs[-1]), flush=True)
+        for hidden in (HIDDEN[name], (128,)):
+            costs.append(step_cost(name, data, hidden, args.rounds, args.steps))
+            print(json.dumps(costs[-1]), flush=True)
         for share in shares:
             for budget in budgets:
                 for seed in range(args.seeds):

@@ -33,6 +33,7 @@ def rows(c: Certificate) -> list[tuple[str, str]]:
         out.append(("rows", f"{c.n_retained} retained"))
     if c.sigma is not None:
         out.append(("sigma", f"{c.sigma:.6g} per weight, {c.n_parameters} weights"))
+    if c.sigma is not None and c.weights_norm is not None:
         out.append(
             (
                 "noise / weights",

@@ -1,4 +1,4 @@
-"""Tell a user's Ctrl-C from a callback that stops training, or hold it for a moment."""
+"""Tell a user's Ctrl-C from a callback that stops training."""
 
 from __future__ import annotations
 
@@ -30,20 +30,3 @@ def watch_interrupt() -> Iterator[list[int]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def hold_interrupt() -> Iterator[None]:
-    """Let SIGINT act only after the block, which is short and must not be cut in two."""
-    pressed: list[tuple[int, FrameType | None]] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if pressed:
-            before(*pressed[0])

@@ -164,7 +164,7 @@ class Certificate:
                 self._verify_sensitivity(self.event)
         except CertificateError:
             raise
-        except (SkUnlearnError, ValueError, TypeError, ArithmeticError) as error:
+        except (SkUnlearnError, ValueError, TypeError) as error:
             raise CertificateError(f"the event cannot be accounted for: {error}") from error
         if mu != self.mu:
             raise CertificateError(f"mu = {self.mu}, but the event gives {mu}")

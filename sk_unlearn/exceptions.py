@@ -47,13 +47,5 @@ class LedgerLockedError(LedgerError):
     """Another process holds the deletion ledger."""
 
 
-class BudgetExceededError(SkUnlearnError, ValueError):
-    """A release would leave a deletion with less than the budget promises; nothing was changed."""
-
-
-class StorageError(SkUnlearnError, ValueError):
-    """A file is not a saved estimator, or not what was written to it."""
-
-
 class UnlearningWarning(UserWarning):
     """Something that the reader of a certificate should know, and that is not an error."""

@@ -289,7 +289,6 @@ def test_hostile_text_is_no_certificate(text):
         ("n_retained", "3"),
         ("n_retained", None),
         ("n_parameters", True),
-        ("weights_norm", None),
         ("weights_norm", "many"),
         ("epsilon", None),
         ("delta", "1e-5"),
@@ -551,6 +550,15 @@ def test_the_noise_beside_the_weights_is_said():
     for text in (repr(GAUSSIAN), Tags(GAUSSIAN._repr_html_()).text):
         assert "noise / weights" in text and ratio in text and "3.5" in text
     assert "noise / weights" not in repr(EXACT)
+
+
+def test_a_model_that_is_no_vector_of_weights_has_no_noise_beside_them():
+    sharded = replace(EXACT, weights_norm=None, n_parameters=None)
+    for c in (sharded, Certificate.from_json(sharded.to_json("public"))):
+        assert c.noise_to_weights == 0.0
+        assert "noise / weights" not in repr(c) and "None" not in repr(c)
+    forged = replace(GAUSSIAN, weights_norm=None)
+    assert "noise / weights" not in repr(forged) + forged._repr_html_()
 
 
 def test_the_headline_is_honest():

@@ -43,6 +43,8 @@ def problem(parameters, multi_class):
         deleted=Rows(X[:0], y[:0]),
         noise=NoiseSource(),
         refit=lambda: None,
+        finetune=lambda weights, epochs: weights,
+        seed=0,
     )
 
 

@@ -1,6 +1,6 @@
 """Numbers in, (epsilon, delta) out; always rounded to the safe side."""
 
-from . import composition_iterations as _composition_iterations
+from . import composition_iterations as composition_iterations
 from . import published
 from .composition import calibrate, event_delta, event_epsilon, event_mu, require
 from .gaussian import (
