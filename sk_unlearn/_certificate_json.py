@@ -6,16 +6,20 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 from .assumptions import Assumption, Status
 from .events import event_from_dict, number, optional_number
 
 
 def finite(value: Any) -> Any:
-    """Return a tree of JSON values whose infinities are strings."""
+    """Return a tree of JSON values: infinities as strings, numpy scalars as Python's."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and not isfinite(value):
         return str(value)
     return value

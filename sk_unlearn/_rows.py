@@ -194,7 +194,12 @@ class TrainingRows:
 
 def as_ids(sample_ids: Sequence[Any]) -> np.ndarray:
     """Return ids as a one-dimensional array of numbers or strings that compares and sorts."""
+    kinds = {type(i) for i in sample_ids} if isinstance(sample_ids, list | tuple) else set()
     ids = np.asarray(sample_ids)
+    if ids.dtype == object:
+        kinds = {type(i) for i in ids.ravel()}
+    if str in kinds and len(kinds) > 1:
+        raise ValueError("sample_ids mix text with other types, so that 1 and '1' would be one id")
     if ids.dtype == object:
         ids = np.asarray([str(i) for i in ids.ravel()]).reshape(ids.shape)
     if ids.ndim != 1:

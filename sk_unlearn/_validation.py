@@ -26,6 +26,8 @@ _NO_WEIGHTS = (
     "weights computed from the data carry the deleted rows; repeat or drop rows instead"
 )
 
+SMALLEST_DELTA = 1e-12
+
 METHODS = {
     "analytic": Analytic,
     "residual": Residual,
@@ -117,6 +119,11 @@ def check_guarantee(epsilon: float, delta: float) -> tuple[float, float]:
         raise DeletionRequestError(f"epsilon={epsilon!r}; give a finite number > 0, such as 1.0")
     if not 0 < delta < 1:
         raise DeletionRequestError(f"delta={delta!r}; give a number between 0 and 1, such as 1e-5")
+    if delta < SMALLEST_DELTA:
+        raise DeletionRequestError(
+            f"delta={delta!r} is finer than the tails of the noise as it is drawn, which end at 9 "
+            f"standard deviations; ask for at least {SMALLEST_DELTA:g}"
+        )
     return float(epsilon), float(delta)
 
 

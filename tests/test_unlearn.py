@@ -69,6 +69,7 @@ FAR = np.full((1, 4), 99.0)
         ({"indices": [0], "epsilon": "1"}, DeletionRequestError, "epsilon='1'"),
         ({"indices": [0], "delta": 0.0}, DeletionRequestError, "delta=0.0"),
         ({"indices": [0], "delta": 1.0}, DeletionRequestError, "delta=1.0"),
+        ({"indices": [0], "delta": 1e-13}, DeletionRequestError, "finer than the tails"),
         ({"indices": [0], "delta": np.nan}, DeletionRequestError, "delta=nan"),
         ({"indices": [0], "X_r": X, "y_r": y}, DeletionRequestError, "store_data=False"),
     ],
@@ -105,6 +106,12 @@ def test_unknown_and_repeated_ids():
     net.unlearn(sample_ids=[1, 7])
     assert net.certificate_.n_deleted == 6
     assert not np.isin(net.rows_.sample_ids, [1, 7]).any()
+
+
+@pytest.mark.parametrize("ids", [["a", 1] * 75, np.array(["a", 1] * 75, dtype=object)])
+def test_ids_of_mixed_types_are_refused(ids):
+    with pytest.raises(ValueError, match="mix text with other types"):
+        CertifiedNeuralClassifier(LinearHead).fit(X, y, sample_ids=ids)
 
 
 def test_duplicates_that_stay_are_counted_for_the_operator_only():
