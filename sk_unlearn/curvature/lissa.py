@@ -25,6 +25,7 @@ _PROBED_BATCHES = 32
 _PROBE_STEPS = 8
 _SCALE_MARGIN = 1.5
 _GROWTH_ALLOWANCE = 10.0
+_CACHE_BYTES = 2**22
 _BLOCK_BYTES = 2**23
 _BLOCK_STEPS = 64
 _MIN_BLOCK_STEPS = 16
@@ -44,8 +45,8 @@ class LiSSA(Solver):
     Parameters
     ----------
     repetitions : int
-        Chains, advanced together; memory is that of ``repetitions * batch_size`` rows and a few
-        vectors per chain.
+        Chains, advanced together: all of them, or, where a batch fills the cache of a CPU (or all
+        batches the objective's memory budget), as large a part of them as does not.
     steps : int
         Steps ``s`` of each chain. About ``S / (damping + lambda_min) * log(1/tol)`` are needed.
     batch_size : int
@@ -105,7 +106,9 @@ class LiSSA(Solver):
         batches = _Batches(objective, w, self.repetitions, self.batch_size, self.random_state)
         probe = _Probe(batches, damping) if self.scale is None else None
         scale = self.scale or _SCALE_MARGIN * probe.norm or 1.0
-        x = _advance(batches, g, damping, scale, self.steps).mean(0) / scale
+        groups = range(batches.n_groups)
+        chains = [_advance(batches, g, damping, scale, self.steps) for _ in groups]
+        x = torch.cat(chains).mean(0) / scale
         operator = DampedOperator(objective.hessian_at(w, once=True), damping)
         norm = float((operator(x) - g).norm())
         n_products = batches.n_row_products / objective.n_rows + 1
@@ -165,14 +168,26 @@ class _Batches:
     ) -> None:
         self.objective, self.lam = objective, objective.lam
         self.every_row = batch_size >= objective.n_rows
-        self.width = 1 if self.every_row else repetitions
         self.batch_size = min(batch_size, objective.n_rows)
+        repetitions = 1 if self.every_row else repetitions
+        self.width = self._width(repetitions)
+        self.n_groups = repetitions // self.width
         self.parameters = objective.split(w.clone())
         self.n_row_products = 0
         self._rng = check_random_state(random_state)
         example = torch.arange(self.width * self.batch_size).view(self.width, -1)
         example = self.rows(example % objective.n_rows)
         self._rule = objective.split_product(self.parameters, *example, self.width)
+
+    def _width(self, repetitions: int) -> int:
+        """Return the largest part of the chains that fits the memory, or the cache of a CPU."""
+        limit = self.objective.memory_budget
+        if self.objective.device.type == "cpu":
+            limit = min(limit, _CACHE_BYTES)
+        fits = limit // (self.batch_size * self.objective.graph_row_bytes)
+        return max(
+            n for n in range(1, repetitions + 1) if repetitions % n == 0 and n <= max(1, fits)
+        )
 
     def draw(self, n_steps: int) -> Tensor:
         """Return row indices, shape (n_steps, width, batch_size)."""
