@@ -8,9 +8,9 @@ its parameters, and value, gradient and Hessian product are matrix products.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import expit, log_softmax, softmax
 
 from . import bounds
+from .logit_losses import LOSSES
 
 
 class HeadRisk:
@@ -50,26 +50,18 @@ class HeadRisk:
         self.reference = reference
         self.multi_class = multi_class
         self.constants = bounds.head_constants(multi_class, n_classes)
+        self.loss = LOSSES[multi_class]
         self.shape = (n_classes, self.X.shape[1])
-        self._rows = np.arange(len(y))
         self._row_norms = np.sqrt(np.einsum("ij,ij->i", self.X, self.X))
 
     def value(self, W: np.ndarray) -> float:
         """Return the objective at W (K, d + 1)."""
-        logits = self.X @ W.T
-        if self.multi_class == "ovr":
-            logits[self._rows, self.y] *= -1.0
-            loss = np.logaddexp(0.0, logits).sum(axis=1)
-        else:
-            loss = -log_softmax(logits, axis=1)[self._rows, self.y]
+        loss = self.loss.values(self.X @ W.T, self.y)
         return float(loss.mean() + 0.5 * self.lam * np.sum((W - self.reference) ** 2))
 
     def residuals(self, W: np.ndarray) -> np.ndarray:
         """Return the loss gradients in the logits (n, K)."""
-        logits = self.X @ W.T
-        P = expit(logits) if self.multi_class == "ovr" else softmax(logits, axis=1)
-        P[self._rows, self.y] -= 1.0
-        return P
+        return self.loss.residuals(self.X @ W.T, self.y)
 
     def gradient(self, W: np.ndarray) -> np.ndarray:
         """Return the gradient at W, mean over rows, penalty included."""
@@ -107,22 +99,9 @@ class HeadRisk:
 
     def curvature(self, W: np.ndarray) -> np.ndarray:
         """Return each row's curvature in each logit, (n, K): the Hessian's own for "ovr"."""
-        logits = self.X @ W.T
-        P = expit(logits) if self.multi_class == "ovr" else softmax(logits, axis=1)
-        return P * (1.0 - P)
+        return self.loss.diagonal(self.X @ W.T)
 
     def hessian_product(self, W: np.ndarray):
         """Return the map V -> H(W) V on arrays (K, d + 1)."""
-        logits = self.X @ W.T
-        if self.multi_class == "ovr":
-            weights = expit(logits) * expit(-logits)
-
-            def curve(Z: np.ndarray) -> np.ndarray:
-                return weights * Z
-        else:
-            P = softmax(logits, axis=1)
-
-            def curve(Z: np.ndarray) -> np.ndarray:
-                return P * (Z - np.sum(P * Z, axis=1, keepdims=True))
-
+        curve = self.loss.curve(self.X @ W.T)
         return lambda V: curve(self.X @ V.T).T @ self.X / len(self.y) + self.lam * V
