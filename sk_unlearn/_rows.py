@@ -20,8 +20,8 @@ class TrainingRows:
     Parameters
     ----------
     X : ndarray of shape (n, ...), float32
-    y : ndarray of shape (n,), int64
-        Class indices.
+    y : ndarray of shape (n,), int64, or (n, k), float32
+        Class indices, or targets.
     sample_ids : ndarray of shape (n,) or None
         Whose row it is; ids may repeat.
     """
@@ -78,8 +78,10 @@ class TrainingRows:
             np.concatenate([self.X, fresh.X]), np.concatenate([self.y, fresh.y]), ids
         )
 
-    def find_content(self, X: np.ndarray, y: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def find_content(self, X: np.ndarray, y: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """Return the positions of rows given by content; each copy counts once.
+
+        `labels` are the names of the class indices, for messages; None where y holds targets.
 
         Raises
         ------
@@ -90,39 +92,39 @@ class TrainingRows:
         wanted = _row_hash(X)
         where = _match(_with_label(wanted, y), self._keys())
         equal = where >= 0
-        equal[equal] = (self.X[where[equal]] == X[equal]).all(axis=tuple(range(1, X.ndim)))
+        for here, given in ((self.X, X), (self.y, y)):
+            equal &= (here[where] == given).all(axis=tuple(range(1, given.ndim)))
         missing = np.flatnonzero(~equal)
         if len(missing):
             raise UnknownRowError(self._explain_missing(missing, wanted, y, labels))
         return where
 
     def _explain_missing(
-        self, missing: np.ndarray, wanted: np.ndarray, y: np.ndarray, labels: np.ndarray
+        self, missing: np.ndarray, wanted: np.ndarray, y: np.ndarray, labels: np.ndarray | None
     ) -> str:
         unknown = missing[~np.isin(wanted[missing], self._row_hashes())]
         if len(unknown):
             return (
                 f"rows {_some(unknown)} of X_u are not among the {len(self)} training rows (or "
-                "were "
-                "deleted before); rows must be equal to the training rows to the last bit of "
+                "were deleted before); rows must be equal to the training rows to the last bit of "
                 "float32"
             )
         keys = _with_label(wanted, y)
         mislabelled = missing[~np.isin(keys[missing], self._keys())]
         if len(mislabelled):
             first = int(mislabelled[0])
-            here = np.unique(self.y[self._row_hashes() == wanted[first]])
-            known = ", ".join(repr(label) for label in labels[here].tolist())
+            here = np.unique(self.y[self._row_hashes() == wanted[first]], axis=0)
+            kind = "target" if labels is None else "label"
+            names = [here, y[first]] if labels is None else [labels[here], labels[y[first]]]
+            known, given = (name.tolist() for name in names)
             return (
-                f"rows {_some(mislabelled)} of X_u were trained on with another label (row "
-                f"{first}: "
-                f"{known}, not {labels.tolist()[y[first]]!r})"
+                f"rows {_some(mislabelled)} of X_u were trained on with another {kind} (row "
+                f"{first}: {', '.join(map(repr, known))}, not {given!r})"
             )
         first = int(missing[0])
         return (
             f"rows {_some(missing)} of X_u are asked for more often than they are among the "
-            "training "
-            f"rows (row {first} is there {int(np.sum(self._keys() == keys[first]))} times)"
+            f"training rows (row {first} is there {int(np.sum(self._keys() == keys[first]))} times)"
         )
 
     def find_indices(self, indices: Any) -> np.ndarray:
@@ -180,7 +182,7 @@ class TrainingRows:
         return np.flatnonzero(np.isin(self.sample_ids, unique))
 
     def count_duplicates(self, deleted: TrainingRows) -> int:
-        """Count the rows here that are equal, in features and label, to a deleted row."""
+        """Count the rows here that are equal, in features and label or target, to a deleted row."""
         return int(np.isin(self._keys(), deleted._keys()).sum())
 
     def _row_hashes(self) -> np.ndarray:
@@ -225,9 +227,8 @@ def _row_hash(X: np.ndarray) -> np.ndarray:
 
 
 def _with_label(hashes: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return hashes * np.uint64(0x9E3779B97F4A7C15) ^ (
-        y.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
-    )
+    codes = _row_hash(y) if y.dtype.kind == "f" else y.astype(np.uint64)
+    return hashes * np.uint64(0x9E3779B97F4A7C15) ^ (codes * np.uint64(0xD6E8FEB86659FD93))
 
 
 def _match(wanted: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -26,11 +26,11 @@ class TrainingMixin:
     _inferred_: tuple[str, ...] = ("n_features_in_", "input_shape_")
 
     def _train_on(
-        self, X: Any, y: Any, sample_ids: Any, classes: Any, cold: bool, build: bool
+        self, X: Any, y: Any, sample_ids: Any, cold: bool, build: bool, **targets: Any
     ) -> TrainingMixin:
         before = dict(vars(self))
         try:
-            rows = self._encode_rows(X, y, sample_ids, classes, reset=cold)
+            rows = self._encode_rows(X, y, sample_ids, reset=cold, **targets)
             if not build:
                 self._train_a_copy()
             self._fit_rows(rows, cold, build)

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import column_or_1d
 from skorch import NeuralNetClassifier
 from skorch.utils import is_dataset
 from torch import nn
 
-from ._control import ControlMixin
-from ._data import BatchIterator, TensorDataset
-from ._fine_tuning import FineTuningMixin
-from ._net import CertifiedNetMixin
-from ._plan import PlanMixin
-from ._rows import TrainingRows, as_ids
-from ._training import TrainingMixin
-from ._unlearning import UnlearningMixin
+from ._neural_net import CertifiedNeuralNet, with_common_parameters
+from ._rows import TrainingRows
 from ._validation import check_fit_keywords
 from .exceptions import DeletionRequestError
-from .methods import UnlearningMethod
 
 
-class CertifiedNeuralClassifier(
-    UnlearningMixin,
-    ControlMixin,
-    PlanMixin,
-    FineTuningMixin,
-    TrainingMixin,
-    CertifiedNetMixin,
-    NeuralNetClassifier,
-):
+class CertifiedNeuralClassifier(CertifiedNeuralNet, NeuralNetClassifier):
     """Neural classifier whose training rows can be deleted, with a certificate.
 
     ``fit`` minimises ``F(w) = mean over rows of the loss + lam/2 ||w - w_ref||^2`` and
@@ -105,73 +89,13 @@ use_caching, torch_load_kwargs, **kwargs
     array([0])
     """
 
-    prefixes_: ClassVar = [*NeuralNetClassifier.prefixes_, "module", "criterion", "optimizer"]
     _default_criterion = nn.CrossEntropyLoss
-    _inferred_ = (*TrainingMixin._inferred_, "classes_inferred_", "classes_declared_")
+    _outputs_are = "classes"
+    _inferred_ = (*CertifiedNeuralNet._inferred_, "classes_inferred_", "classes_declared_")
 
-    def __init__(
-        self,
-        module: Any = None,
-        *,
-        lam: float = 1e-3,
-        C: float = 20.0,
-        anchor: str = "zero",
-        method: UnlearningMethod | str = "auto",
-        store_data: bool = True,
-        noise_seed: int | None = None,
-        random_state: Any = None,
-        criterion: Any = None,
-        classes: Any = None,
-        optimizer: Any = torch.optim.Adam,
-        lr: float = 0.01,
-        max_epochs: int = 30,
-        batch_size: int = 128,
-        iterator_train: Any = BatchIterator,
-        iterator_train__shuffle: bool = True,
-        iterator_valid: Any = BatchIterator,
-        dataset: Any = TensorDataset,
-        train_split: Any = None,
-        callbacks: Any = None,
-        predict_nonlinearity: Any = "auto",
-        warm_start: bool = False,
-        verbose: int = 0,
-        device: Any = "cpu",
-        compile: bool = False,
-        use_caching: Any = "auto",
-        torch_load_kwargs: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            module,
-            criterion=criterion,
-            optimizer=optimizer,
-            lr=lr,
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            iterator_train=iterator_train,
-            iterator_train__shuffle=iterator_train__shuffle,
-            iterator_valid=iterator_valid,
-            dataset=dataset,
-            train_split=train_split,
-            callbacks=callbacks,
-            predict_nonlinearity=predict_nonlinearity,
-            warm_start=warm_start,
-            verbose=verbose,
-            device=device,
-            compile=compile,
-            use_caching=use_caching,
-            torch_load_kwargs=torch_load_kwargs,
-            classes=classes,
-            **kwargs,
-        )
-        self.lam = lam
-        self.C = C
-        self.anchor = anchor
-        self.method = method
-        self.store_data = store_data
-        self.noise_seed = noise_seed
-        self.random_state = random_state
-        self._keep_parameters_only(kwargs)
+    @with_common_parameters
+    def __init__(self, module: Any = None, *, classes: Any = None, **kwargs: Any) -> None:
+        super().__init__(module, classes=classes, **kwargs)
 
     @property
     def classes_(self) -> np.ndarray:
@@ -180,38 +104,6 @@ use_caching, torch_load_kwargs, **kwargs
             return self.classes_inferred_
         except AttributeError:
             raise AttributeError(f"{type(self).__name__} has no classes_ before fit") from None
-
-    def fit(
-        self, X: Any, y: Any, sample_ids: Any = None, **fit_params: Any
-    ) -> CertifiedNeuralClassifier:
-        """Train on rows from scratch (or on, with ``warm_start=True``).
-
-        Parameters
-        ----------
-        X : array-like of shape (n, ...)
-            Rows; kept as float32.
-        y : array-like of shape (n,)
-            Labels of any kind.
-        sample_ids : array-like of shape (n,), optional
-            Whose row it is; ids may repeat (one person, many rows).
-        **fit_params
-            None is supported; ``sample_weight`` is refused with the reason.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError, TypeError
-            If data or parameters are not usable; the message quotes the value. The
-            estimator is then as before.
-        NotApplicableError
-            If the method's theorem does not cover this net.
-        """
-        check_fit_keywords(fit_params)
-        cold = not (self.warm_start and hasattr(self, "n_rows_"))
-        return self._train_on(X, y, sample_ids, None, cold, build=cold)
 
     def partial_fit(
         self, X: Any, y: Any, classes: Any = None, sample_ids: Any = None, **fit_params: Any
@@ -236,41 +128,20 @@ use_caching, torch_load_kwargs, **kwargs
         """
         check_fit_keywords(fit_params)
         cold = not hasattr(self, "n_rows_")
-        return self._train_on(X, y, sample_ids, classes, cold, build=not self.initialized_)
+        build = not self.initialized_
+        return self._train_on(X, y, sample_ids, cold, build, classes=classes)
 
-    def _encode_rows(
-        self, X: Any, y: Any, sample_ids: Any, classes: Any, reset: bool
-    ) -> TrainingRows:
-        if is_dataset(X):
-            raise TypeError(
-                f"X is a {type(X).__name__}; torch Datasets are not supported, because rows must "
-                "be "
-                "stored and found again: pass arrays"
-            )
-        X, y = validate_data(
-            self, X, y, reset=reset, dtype=np.float32, order="C", allow_nd=True, multi_output=False
-        )
+    def _encode_targets(self, y: Any, *, reset: bool, classes: Any = None) -> np.ndarray:
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         if reset:
-            self.input_shape_ = X.shape[1:]
             self._set_classes(classes if classes is not None else self.classes, y)
-        elif X.shape[1:] != self.input_shape_:
-            raise ValueError(
-                f"rows have the shape {X.shape[1:]}; this net was fitted on {self.input_shape_}"
-            )
         unseen = np.setdiff1d(y, self.classes_)
         if len(unseen):
             raise ValueError(
                 f"y contains labels not seen before: {unseen[:5].tolist()}; declare classes="
             )
-        ids = None if sample_ids is None else as_ids(sample_ids)
-        if ids is not None and len(ids) != len(y):
-            raise ValueError(f"{len(ids)} sample_ids for {len(y)} rows; give one for each")
-        return TrainingRows(np.array(X), np.searchsorted(self.classes_, y).astype(np.int64), ids)
-
-    def _encode_request(self, X: Any, y: Any) -> TrainingRows:
-        return self._encode_rows(X, y, None, None, reset=False)
+        return np.searchsorted(self.classes_, y).astype(np.int64)
 
     def _set_classes(self, declared: Any, y: np.ndarray) -> None:
         found = np.unique(y if declared is None else np.asarray(declared))
@@ -294,18 +165,6 @@ use_caching, torch_load_kwargs, **kwargs
     def _label_names(self) -> np.ndarray:
         return self.classes_
 
-    @torch.no_grad()
-    def _check_output(self, rows: TrainingRows) -> None:
-        self.module_.eval()
-        output = self.infer(torch.as_tensor(rows.X[:2]))
-        output = output[0] if isinstance(output, tuple) else output
-        wanted = (min(2, len(rows)), len(self.classes_))
-        if tuple(output.shape) != wanted:
-            raise ValueError(
-                f"the module returned the shape {tuple(output.shape)} for {wanted[0]} rows and "
-                f"{wanted[1]} classes; it must return logits of the shape {wanted}"
-            )
-
     def _check_remaining(self, retained: TrainingRows, deleted: TrainingRows) -> None:
         super()._check_remaining(retained, deleted)
         gone = np.setdiff1d(deleted.y, retained.y)
@@ -313,8 +172,7 @@ use_caching, torch_load_kwargs, **kwargs
             labels = ", ".join(repr(label) for label in self.classes_[gone].tolist())
             raise DeletionRequestError(
                 f"the last row of class {labels} would be deleted, and a retrained model would "
-                "have "
-                "fewer outputs; declare classes= at construction to allow it"
+                "have fewer outputs; declare classes= at construction to allow it"
             )
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -337,10 +195,6 @@ use_caching, torch_load_kwargs, **kwargs
         """Return labels (n,); class indices for a torch Dataset, as skorch's scorers expect."""
         best = self.predict_proba(X).argmax(axis=1)
         return best if is_dataset(X) else self.classes_[best]
-
-    @staticmethod
-    def _first(output: Any) -> torch.Tensor:
-        return output[0] if isinstance(output, tuple) else output
 
     def _get_predict_nonlinearity(self) -> Any:
         own = getattr(self.criterion_, "probabilities", None)
