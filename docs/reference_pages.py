@@ -13,7 +13,7 @@ import sk_unlearn
 # The public rooms, in the order in which a reader meets them. What is not named here is internal.
 ROOMS = (
     "methods objective constraint curvature noise accounting bounds events assumptions certificate "
-    "ledger audit features modules preprocessing pipeline datasets exceptions"
+    "ledger audit features modules preprocessing pipeline model_selection datasets exceptions"
 ).split()
 STATEMENT = re.compile(r"\(T(\d{1,2})\)")
 

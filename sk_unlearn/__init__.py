@@ -2,6 +2,7 @@
 
 from .certificate import Assumption, Certificate, Status
 from .estimator import CertifiedNeuralClassifier
+from .model_selection import make_unlearning_scorer
 from .pipeline import UnlearningPipeline, unlearn
 from .sharded import ShardedClassifier
 
@@ -14,5 +15,6 @@ __all__ = [
     "ShardedClassifier",
     "Status",
     "UnlearningPipeline",
+    "make_unlearning_scorer",
     "unlearn",
 ]

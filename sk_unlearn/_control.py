@@ -48,9 +48,18 @@ class ControlMixin:
         (3, False)
         """
         self.check_is_fitted()
-        twin = object.__new__(type(self))
-        vars(twin).update(vars(self))
-        vars(twin)["module_"] = deepcopy(self.module_)
-        vars(twin).update(method_state_=None, noise_seed=None)
+        twin = self._trial_copy()
+        vars(twin)["method_state_"] = None
         twin._set_weights(self._reference_vector())
         return twin.unlearn(*args, **kwargs)
+
+    def _trial_copy(self) -> ControlMixin:
+        """Return a net with the same rows and weights of its own, for releases that do not count.
+
+        Its noise comes from the operating system: a seed is for one release.
+        """
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        module, criterion = deepcopy((self.module_, self.criterion_))
+        vars(twin).update(module_=module, criterion_=criterion, noise_seed=None)
+        return twin

@@ -39,18 +39,25 @@ _SCOPE = (
 )
 
 
-def certify(net: Any, n_deleted: int, n_retained: int, diagnostics: dict[str, Any]) -> Certificate:
-    """Return the certificate of an exact deletion."""
+def certify(
+    net: Any,
+    n_deleted: int,
+    n_retained: int,
+    diagnostics: dict[str, Any],
+    assumptions: tuple[Assumption, ...],
+    scope: tuple[str, ...],
+) -> Certificate:
+    """Return the certificate of an exact deletion, with what the caller adds to it."""
     return Certificate.issue(
         ExactRelease(_HOW),
         0.0,
         0.0,
-        _ASSUMPTIONS,
+        (*_ASSUMPTIONS, *assumptions),
         method=" ".join(repr(net).split()),
         n_deleted=n_deleted,
         n_retained=n_retained,
         n_parameters=None,
-        scope=_SCOPE,
+        scope=(*_SCOPE, *scope),
         weights_norm=None,
         diagnostics=diagnostics,
     )

@@ -163,6 +163,29 @@ def _net_and_steps(estimator: Any) -> tuple[Any, list[tuple[str, Any]]]:
     return estimator, []
 
 
+def trial_copy(estimator: Any) -> tuple[Any, Any]:
+    """Return a copy for deletions that do not count, and the net in it.
+
+    Steps and rows are shared with `estimator`; weights and record are the copy's own.
+    """
+    if hasattr(estimator, "best_estimator_"):
+        inner, net = trial_copy(estimator.best_estimator_)
+        return _altered(estimator, best_estimator_=inner), net
+    if isinstance(estimator, Pipeline):
+        name, last = estimator.steps[-1]
+        inner, net = trial_copy(last)
+        return _altered(estimator, steps=[*estimator.steps[:-1], (name, inner)]), net
+    net, _ = _net_and_steps(estimator)
+    twin = net._trial_copy()
+    return twin, twin
+
+
+def _altered(estimator: Any, **attributes: Any) -> Any:
+    twin = object.__new__(type(estimator))
+    vars(twin).update(vars(estimator) | attributes)
+    return twin
+
+
 _NOTHING = (None, "passthrough")
 
 

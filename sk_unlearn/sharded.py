@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from ._rows import TrainingRows, as_ids
 from ._sharded_certificate import certify
 from ._sharded_rows import find_rows, hashed_buckets, refuse_unservable
+from .assumptions import Assumption
 
 
 class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
@@ -148,6 +149,8 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         *,
         indices: Any = None,
         sample_ids: Any = None,
+        assumptions: tuple[Assumption, ...] = (),
+        scope: tuple[str, ...] = (),
     ) -> ShardedClassifier:
         """Delete rows, named in exactly one way, and retrain what has seen them.
 
@@ -163,6 +166,9 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             Positions among the rows that are left.
         sample_ids : array-like, optional
             Delete every row of these ids.
+        assumptions, scope : tuple, optional
+            What else the certificate should carry, from whoever prepared the rows (a
+            pipeline).
 
         Returns
         -------
@@ -191,10 +197,14 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             checkpoints[shard] = self._trained(retained, buckets, shard, first, kept)
             rows_retrained += int(np.sum(buckets // self.n_slices_ == shard))
         seen = {"shards_retrained": len(touched), "rows_in_retrained_shards": rows_retrained}
-        certificate = certify(self, len(positions), len(retained), seen)
+        certificate = certify(self, len(positions), len(retained), seen, assumptions, scope)
         self.checkpoints_, self.rows_, self.buckets_ = checkpoints, retained, buckets
         self.certificate_ = certificate
         return self
+
+    def _trial_copy(self) -> ShardedClassifier:
+        """Return a net with the same rows and models, for deletions that do not count."""
+        return copy(self)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the mean of the shards' probabilities, shape (n, n_classes)."""

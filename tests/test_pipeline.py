@@ -14,7 +14,13 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
-from sk_unlearn import CertifiedNeuralClassifier, Status, UnlearningPipeline, unlearn
+from sk_unlearn import (
+    CertifiedNeuralClassifier,
+    ShardedClassifier,
+    Status,
+    UnlearningPipeline,
+    unlearn,
+)
 from sk_unlearn.exceptions import DeletionRequestError, NotApplicableError, UnknownRowError
 from sk_unlearn.modules import LinearHead
 from sk_unlearn.pipeline import fitted_steps, frozen_steps
@@ -123,3 +129,14 @@ def test_the_net_alone_and_estimators_that_cannot():
     with pytest.raises(NotApplicableError, match="LogisticRegression has no unlearn"):
         unlearn(make_pipeline(Normalizer(), LogisticRegression()).fit(X, y), X[:1], y[:1])
     assert not hasattr(UnlearningPipeline([("m", LogisticRegression())]), "unlearn")
+
+
+def test_a_sharded_classifier_at_the_end():
+    sharded = ShardedClassifier(LogisticRegression(max_iter=500), random_state=0)
+    pipe = make_pipeline(Normalizer(), sharded).fit(X, y)
+    certificate = unlearn(pipe, X[:2], y[:2])[-1].certificate_
+    assert certificate.formal and certificate.n_deleted == 2
+    assert any("normalizer" in text for text in certificate.scope)
+    leaky = make_pipeline(StandardScaler(), sharded).fit(X, y)
+    unlearn(leaky, X[:2], y[:2], allow_leaks=True)
+    assert not leaky[-1].certificate_.formal
