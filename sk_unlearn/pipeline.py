@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from sklearn.compose import ColumnTransformer
@@ -12,7 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from .assumptions import Assumption, Status
-from .exceptions import NotApplicableError
+from .exceptions import DeletionRequestError, NotApplicableError
 
 REPLACEMENTS = (
     "sk_unlearn.preprocessing.PublicScaler(center=..., scale=...), "
@@ -81,6 +82,8 @@ def unlearn(
     *,
     indices: Any = None,
     sample_ids: Any = None,
+    X_r: Any = None,
+    y_r: Any = None,
     allow_leaks: bool = False,
 ) -> Any:
     """Delete training rows from the net at the end of a fitted pipeline or search.
@@ -93,6 +96,8 @@ def unlearn(
         Rows as they went into `estimator`; the steps before the net transform them.
     epsilon, delta, indices, sample_ids
         As in :meth:`sk_unlearn.CertifiedNeuralClassifier.unlearn`.
+    X_r, y_r : array-like, optional
+        The rows that stay, as they went into `estimator`; for nets with ``store_data=False``.
     allow_leaks : bool
         Go ahead although a step before the net was fitted on the rows: the certificate then
         names the step and is not formal.
@@ -107,7 +112,7 @@ def unlearn(
         If a step was fitted on the rows, naming it and the public replacements; if the last
         step cannot unlearn.
     DeletionRequestError
-        As in ``unlearn`` of the net.
+        As in ``unlearn`` of the net; if a step cannot transform the rows.
 
     Examples
     --------
@@ -130,20 +135,34 @@ def unlearn(
             f"deleted ones. Replace them by {REPLACEMENTS}; or pass allow_leaks=True for a "
             "certificate that is not formal and says so"
         )
-    if X_u is not None:
-        for _, step in steps:
-            X_u = step.transform(X_u)
+    rest = {}
+    if X_r is not None or y_r is not None:
+        rest = {"X_r": _transformed(X_r, steps, "X_r"), "y_r": y_r}
     net.unlearn(
-        X_u,
+        _transformed(X_u, steps, "X_u"),
         y_u,
         epsilon,
         delta,
         indices=indices,
         sample_ids=sample_ids,
+        **rest,
         assumptions=_leak_assumptions(leaks),
-        scope=_scope(steps),
+        scope=_scope(steps) + _cache_scope(estimator),
     )
     return estimator
+
+
+def _transformed(X: Any, steps: list[tuple[str, Any]], name: str) -> Any:
+    if X is None:
+        return None
+    for step_name, step in steps:
+        try:
+            X = step.transform(X)
+        except Exception as error:
+            raise DeletionRequestError(
+                f"{name} cannot pass through the step {step_name!r}: {error}"
+            ) from error
+    return X
 
 
 def _net_and_steps(estimator: Any) -> tuple[Any, list[tuple[str, Any]]]:
@@ -214,6 +233,22 @@ def _scope(steps: list[tuple[str, Any]]) -> tuple[str, ...]:
     return tuple(out)
 
 
+def _cache_scope(estimator: Any) -> tuple[str, ...]:
+    if not any(getattr(part, "memory", None) is not None for part in _parts(estimator)):
+        return ()
+    return ("the pipeline's cache on disk (memory=), which holds rows: clear it",)
+
+
+def _parts(estimator: Any) -> Iterator[Any]:
+    """Yield the fitted search or pipeline and every pipeline or transformer inside."""
+    yield estimator
+    inner = [getattr(estimator, "best_estimator_", None)]
+    for name in ("steps", "transformer_list", "transformers_"):
+        inner += [part[1] for part in getattr(estimator, name, ())]
+    for part in inner:
+        yield from _parts(part) if part is not None else ()
+
+
 def _last_can(method: str) -> Any:
     def check(pipeline: Pipeline) -> bool:
         return hasattr(pipeline.steps[-1][1], method)
@@ -248,6 +283,8 @@ class UnlearningPipeline(Pipeline):
         *,
         indices: Any = None,
         sample_ids: Any = None,
+        X_r: Any = None,
+        y_r: Any = None,
         allow_leaks: bool = False,
     ) -> UnlearningPipeline:
         """Delete training rows; see :func:`sk_unlearn.unlearn`."""
@@ -259,6 +296,8 @@ class UnlearningPipeline(Pipeline):
             delta,
             indices=indices,
             sample_ids=sample_ids,
+            X_r=X_r,
+            y_r=y_r,
             allow_leaks=allow_leaks,
         )
 
