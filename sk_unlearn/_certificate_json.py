@@ -49,6 +49,13 @@ def _read_assumption(record: dict[str, Any]) -> Assumption:
     return Assumption(**(texts | {"status": Status(texts["status"])}))
 
 
+def _read_pair(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    epsilon, delta = _is(list)(value)
+    return number(epsilon), number(delta)
+
+
 READ: dict[str, Callable[[Any], Any]] = {
     "epsilon": number,
     "delta": number,
@@ -66,4 +73,7 @@ READ: dict[str, Callable[[Any], Any]] = {
     "diagnostics": _is(dict),
     "versions": lambda items: {name: _is(str)(text) for name, text in _is(dict)(items).items()},
     "created": _is(str),
+    "state": _is(str),
+    "composed": _read_pair,
+    "earlier_mu": lambda items: tuple(number(item) for item in _is(list)(items)),
 }

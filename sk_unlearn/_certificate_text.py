@@ -45,6 +45,15 @@ def rows(c: Certificate) -> list[tuple[str, str]]:
         out.append(("sensitivity", f"{c.sensitivity:.6g} (Euclidean, all weights together)"))
     if c.mu:
         out.append(("mu", f"{c.mu:.6g}"))
+    if c.composed is not None:
+        out.append(
+            (
+                "all releases",
+                f"epsilon = {c.composed[0]:.6g} at delta = {c.composed[1]:g} for the earliest "
+                f"deletion since fit, {len(c.earlier_mu) + 1} releases counted (un-noised state "
+                "is kept)",
+            )
+        )
     reason = getattr(c.event, "reason", "")
     if reason:
         out.append(("why not", reason))

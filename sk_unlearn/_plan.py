@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ._validation import check_guarantee
-from .accounting import calibrate, event_epsilon, event_mu
+from .accounting import calibrate, calibrate_share, event_epsilon, event_mu
 from .events import Event, GaussianRelease, ModelClippingIterations, NoisyBlocks, NoisyIterations
-from .exceptions import CalibrationError
+from .exceptions import BudgetExceededError, CalibrationError
 
 _TARGET = 1.0 - 2.0**-34
 
@@ -105,6 +105,8 @@ class PlanMixin:
             Before fit.
         CalibrationError
             If the method cannot give the guarantee.
+        BudgetExceededError
+            As ``unlearn``.
 
         Examples
         --------
@@ -120,8 +122,7 @@ class PlanMixin:
         """
         self.check_is_fitted()
         setting = self._setting()
-        event, epsilon, delta = asked_for(self.method_, setting, epsilon, delta)
-        event = calibrate(event, epsilon, delta)
+        event, epsilon, delta = announced(self.method_, setting, epsilon, delta, self.release_mus_)
         noise, radius, steps = _noise(event)
         passes = getattr(self.method_, "passes", None)
         return Plan(
@@ -139,12 +140,21 @@ class PlanMixin:
         )
 
 
-def asked_for(
-    method: Any, setting: Any, epsilon: float | None, delta: float
+def announced(
+    method: Any, setting: Any, epsilon: float | None, delta: float, earlier: tuple[float, ...]
 ) -> tuple[Event, float, float]:
-    """Return the event that a method announces, and the guarantee that is asked of it.
+    """Return the complete event of a method's next release, and the guarantee that is asked of it.
 
     With ``epsilon=None`` the method must fix its noise by hand; then epsilon is what that buys.
+
+    Parameters
+    ----------
+    method, setting
+        Announce the event.
+    epsilon, delta
+        As in ``unlearn``.
+    earlier : tuple of float
+        The mus of the releases since fit; they count where the method has a horizon (T19).
 
     Raises
     ------
@@ -152,6 +162,8 @@ def asked_for(
         If epsilon or delta is no guarantee.
     CalibrationError
         If no noise gives it, or the noise that would say what epsilon is, is open.
+    BudgetExceededError
+        If the horizon has no room for this release.
     """
     asked, delta = check_guarantee(1.0 if epsilon is None else epsilon, delta)
     event = method.event(setting)
@@ -163,7 +175,32 @@ def asked_for(
                 f"epsilon=None asks what the noise buys, but {type(method).__name__} leaves the "
                 "noise to be calibrated: give epsilon, or fix the noise (noise_std) at construction"
             ) from error
+    horizon = getattr(method, "horizon", None)
+    if horizon is None:
+        return calibrate(event, asked, delta), asked, delta
+    event = calibrate_share(event, asked, delta, horizon)
+    _check_budget(event_mu(event), earlier, horizon)
     return event, asked, delta
+
+
+def _check_budget(mu: float, earlier: tuple[float, ...], horizon: int) -> None:
+    """Refuse a release after which an earlier deletion would not hold as it was asked for.
+
+    ``horizon`` releases whose mu is at most that of the first compose to at most what was asked
+    for with the first; and so for each of them.
+    """
+    if len(earlier) >= horizon:
+        raise BudgetExceededError(
+            f"{len(earlier)} releases were made since fit, and horizon={horizon} covers no more: "
+            "fit again on the rows that are left, with a larger horizon if that is too soon. "
+            "Nothing was changed."
+        )
+    if earlier and mu > min(earlier):
+        raise BudgetExceededError(
+            f"this release would spend mu = {mu:.6g}, an earlier one since fit was promised that "
+            f"none spends more than {min(earlier):.6g}: ask for an epsilon and delta that are not "
+            "weaker than the earlier ones, or fit again. Nothing was changed."
+        )
 
 
 def _noise(event: Event) -> tuple[float | None, float | None, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._unlearning import SCOPE
+from ._statement import SCOPE
 from .assumptions import Assumption, Status
 from .certificate import Certificate
 from .events import ExactRelease

@@ -71,7 +71,7 @@ class TrainingMixin:
                 self.method_ = clone(
                     resolve_method(self.method, self.module_, self.criterion_, self._setting())
                 )
-                self.method_state_, self.n_releases_ = None, 0
+                self.method_state_, self.n_releases_, self.release_mus_ = None, 0, ()
             self._check_method()
             buffers = {name: b.clone() for name, b in self.module_.named_buffers()}
             self.notify("on_train_begin", X=rows.X, y=rows.y)
@@ -101,6 +101,8 @@ class TrainingMixin:
             raise ValueError(
                 f"training diverged: weights are not finite (lr={self.lr}); lower lr or scale X"
             )
+        if self.method_.state == "secret":
+            self.method_state_ = None
         nothing = rows.take(np.empty(0, dtype=np.int64))
         problem = self._problem(rows, nothing, lambda: self.module_, NoiseSource())
         solved, self.method_state_ = self.method_.prepare(problem)

@@ -9,26 +9,16 @@ from typing import Any
 
 import numpy as np
 from skorch.history import History
-from torch import nn
 
-from ._plan import asked_for
+from ._plan import announced
 from ._rows import TrainingRows
-from .accounting import calibrate
-from .assumptions import Assumption, Status
+from ._statement import release_assumptions, release_scope
+from .assumptions import Assumption
 from .certificate import Certificate
 from .events import ExactRelease
 from .exceptions import DeletionRequestError, UnlearningWarning
 from .methods import Outcome, Retrain
-from .noise import NoiseSource, grid_step
-
-SCOPE = (
-    "someone who also holds a model released before this deletion",
-    "requests that were chosen by looking at something released while the rows were present",
-    "hyper-parameters, preprocessing, early stopping or classes chosen by looking at the rows",
-    "copies of the data kept elsewhere, and how long the deletion took",
-    "the last bits of floating-point arithmetic: the statement is about real numbers, released on "
-    "a fixed public grid",
-)
+from .noise import NoiseSource
 
 
 class UnlearningMixin:
@@ -88,13 +78,16 @@ class UnlearningMixin:
             If a row was not trained on, or is not there any more.
         CalibrationError, NotApplicableError, ToleranceNotReachedError
             If the method cannot give the guarantee.
+        BudgetExceededError
+            If a method with secret state and a horizon has none left for this release (T19).
         """
         self.check_is_fitted()
-        event, epsilon, delta = asked_for(self.method_, self._setting(), epsilon, delta)
+        event, epsilon, delta = announced(
+            self.method_, self._setting(), epsilon, delta, self.release_mus_
+        )
         retained, deleted = self._split_rows(X_u, y_u, indices, sample_ids, X_r, y_r)
         self._check_remaining(retained, deleted)
         self._hint()
-        event = calibrate(event, epsilon, delta)
         noise = NoiseSource(self.noise_seed, self.n_releases_)
         problem = self._problem(retained, deleted, lambda: self._refit(retained), noise)
         outcome = self.method_.unlearn(problem, event)
@@ -114,7 +107,7 @@ class UnlearningMixin:
 
         Uses the released weights and the rows that remain, nothing older, so that earlier
         certificates stand (T18). The weights do not change. Without it the next deletion does
-        the same work itself.
+        the same work itself. With ``state="secret"`` nothing was dropped, and nothing is done.
 
         Returns
         -------
@@ -130,6 +123,8 @@ class UnlearningMixin:
         self.check_is_fitted()
         if self.rows_ is None:
             raise DeletionRequestError("refresh needs the training rows; use store_data=True")
+        if self.method_.state == "secret":
+            return self
         nothing = self.rows_.take(np.empty(0, dtype=np.int64))
         problem = self._problem(self.rows_, nothing, lambda: self.module_, NoiseSource())
         self.method_state_ = self.method_.prepare(problem)[1]
@@ -207,71 +202,27 @@ class UnlearningMixin:
     ) -> Certificate:
         exact = isinstance(outcome.event, ExactRelease)
         duplicates = retained.count_duplicates(deleted)
-        assumptions = list(outcome.assumptions) + self._release_assumptions(outcome, duplicates)
-        scope = list(SCOPE) + list(outcome.scope) + self._training_scope()
+        assumptions = (*outcome.assumptions, *release_assumptions(self, outcome, duplicates))
         return Certificate.issue(
             outcome.event,
             0.0 if exact else epsilon,
             0.0 if exact else delta,
-            tuple(assumptions),
+            assumptions,
             method=" ".join(repr(self.method_).split()),
             n_deleted=len(deleted),
             n_retained=len(retained),
             n_parameters=problem.setting.n_parameters,
-            scope=tuple(scope),
+            scope=release_scope(self, outcome),
             weights_norm=float(np.linalg.norm(outcome.parameters - problem.reference)),
             diagnostics=outcome.diagnostics | {"duplicates_retained": duplicates},
+            state=self.method_.state,
+            earlier_mu=self.release_mus_ if self.method_.state == "secret" else (),
         )
-
-    def _release_assumptions(self, outcome: Outcome, duplicates: int) -> list[Assumption]:
-        out = []
-        sigma = getattr(outcome.event, "sigma", None)
-        if sigma is not None:
-            grid = f"on the public grid {grid_step(float(np.min(sigma))):.3g}"
-            if self.noise_seed is None:
-                source = "drawn from the operating system's entropy, released "
-                out.append(Assumption("noise", Status.BY_CONSTRUCTION, source + grid))
-            else:
-                source = "drawn from noise_seed, which stays secret and is used once; released "
-                out.append(Assumption("noise", Status.ASSUMED, source + grid))
-        if not self.method_.covers_buffers:
-            out.append(
-                Assumption(
-                    "buffers",
-                    Status.BY_CONSTRUCTION,
-                    "no buffer of the module changed in training: all that was learned is released "
-                    "with noise",
-                )
-            )
-        out.append(
-            Assumption(
-                "state",
-                Status.BY_CONSTRUCTION,
-                "optimizer state, history, generator state, solver state and the deleted rows are "
-                "dropped from the estimator",
-                f"{duplicates} retained rows are equal to a deleted one" if duplicates else "",
-            )
-        )
-        return out
-
-    def _training_scope(self) -> list[str]:
-        out = []
-        if self.rows_ is None:
-            out.append("whether X_r, y_r are the training rows that remain: the caller says so")
-        if isinstance(self.fit_config_["module"], nn.Module):
-            out.append("whether the module instance handed to fit had seen the rows before")
-        if self.fit_config_["train_split"]:
-            out.append("a validation split was used in training")
-        if self.fit_config_["callbacks"]:
-            out.append(
-                "callbacks ran in training; what they keep or wrote elsewhere is not covered"
-            )
-        return out
 
     def _released(
         self, outcome: Outcome, retained: TrainingRows, certificate: Certificate
     ) -> dict[str, Any]:
-        """Return the attributes of the net after the release; nothing of the old state."""
+        """Return the attributes after the release; of the old state only what the method keeps."""
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         module = deepcopy(self.module_ if outcome.module is None else outcome.module)
@@ -287,6 +238,7 @@ class UnlearningMixin:
             rows_=None if self.rows_ is None else retained,
             n_rows_=len(retained),
             n_releases_=self.n_releases_ + 1,
+            release_mus_=(*self.release_mus_, certificate.proved_mu),
             certificate_=certificate,
         )
         verbose, vars(twin)["verbose"] = twin.verbose, 0

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from math import inf, isfinite, isnan
+from math import inf, isfinite, isinf, isnan
 from typing import Any
 
 from . import bounds
 from ._certificate_json import READ, finite
 from ._certificate_text import as_html, as_text
-from .accounting import event_delta, event_mu
+from .accounting import compose, event_delta, event_mu, gaussian_delta, gaussian_epsilon
 from .assumptions import Assumption, Status
 from .events import Event, GaussianRelease, UncertifiedRelease
 from .exceptions import CertificateError, SkUnlearnError
@@ -67,6 +67,15 @@ class Certificate:
         Versions of the packages that ran.
     created : str
         UTC time, ISO 8601; the day alone in the public copy.
+    state : {"released", "secret"}
+        Whether later releases are computed from this one alone, which is then not weakened by
+        them (T18), or from un-noised state that was kept, so that releases compose (T19).
+    composed : tuple of (float, float) or None
+        Where un-noised state is kept: the (epsilon, delta) that holds now, this release included,
+        for rows deleted by the earliest release since fit.
+    earlier_mu : tuple of float
+        Where un-noised state is kept: the Gaussian-DP parameters of the earlier releases since
+        fit, in their order; infinite where one proved nothing.
     """
 
     epsilon: float
@@ -85,6 +94,19 @@ class Certificate:
     diagnostics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    state: str = "released"
+    composed: tuple[float, float] | None = None
+    earlier_mu: tuple[float, ...] = ()
+
+    @property
+    def proved_mu(self) -> float:
+        """Gaussian-DP parameter of this release alone; infinite where none is proved."""
+        return inf if self.mu is None or isinf(self.epsilon) else self.mu
+
+    @property
+    def composed_mu(self) -> float:
+        """Gaussian-DP parameter of this and the earlier releases together, rounded up (T19)."""
+        return compose((*self.earlier_mu, self.proved_mu))
 
     @property
     def formal(self) -> bool:
@@ -133,6 +155,9 @@ class Certificate:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
         )
+        if certificate.state == "secret":
+            together = gaussian_epsilon(certificate.composed_mu, delta)
+            certificate = replace(certificate, composed=(float(together), delta))
         return certificate.verify()
 
     def verify(self) -> Certificate:
@@ -172,7 +197,31 @@ class Certificate:
             raise CertificateError(
                 f"delta = {self.delta} at epsilon = {self.epsilon}, but the event needs {delta}"
             )
+        self._verify_composed()
         return self
+
+    def _verify_composed(self) -> None:
+        if self.state == "released":
+            if self.composed is not None or self.earlier_mu:
+                raise CertificateError("composed and earlier_mu are for state = 'secret'")
+            return
+        if self.state != "secret":
+            raise CertificateError(f"state = {self.state!r} is neither 'released' nor 'secret'")
+        if self.composed is None:
+            raise CertificateError("un-noised state is kept, but composed says nothing")
+        try:
+            needed = (
+                0.0
+                if self.composed[0] == inf
+                else gaussian_delta(self.composed_mu, self.composed[0])
+            )
+        except (ValueError, TypeError) as error:
+            raise CertificateError(f"the releases do not compose: {error}") from error
+        if not needed <= self.composed[1] <= 1:
+            raise CertificateError(
+                f"composed = {self.composed}, but {len(self.earlier_mu) + 1} releases of mu = "
+                f"{self.composed_mu} together need delta = {needed}"
+            )
 
     @staticmethod
     def _verify_sensitivity(event: GaussianRelease) -> None:

@@ -73,6 +73,8 @@ use_caching, torch_load_kwargs, **kwargs
         The trained, or released, network.
     n_releases_ : int
         Releases since fit.
+    release_mus_ : tuple of float
+        Gaussian-DP parameter of each of them (T1); infinite where nothing is proved by one.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 

@@ -23,6 +23,10 @@ class CalibrationError(SkUnlearnError, ValueError):
     """No noise (or tolerance) gives the requested guarantee."""
 
 
+class BudgetExceededError(SkUnlearnError, RuntimeError):
+    """A release would spend more than what was set aside for all releases since fit."""
+
+
 class ToleranceNotReachedError(SkUnlearnError, RuntimeError):
     """A solver could not reach the tolerance that the certificate was computed for."""
 

@@ -8,8 +8,9 @@ from dataclasses import FrozenInstanceError, asdict, fields, replace
 from html.parser import HTMLParser
 from math import inf, nan, nextafter, sqrt
 
+import mpmath
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sk_unlearn
@@ -579,3 +580,92 @@ def test_evidence_is_shown_to_the_operator_alone():
 def test_equal_certificates_have_equal_records():
     again = Certificate(**{f.name: getattr(GAUSSIAN, f.name) for f in fields(GAUSSIAN)})
     assert again == GAUSSIAN and asdict(again) == asdict(GAUSSIAN)
+
+
+# ------------------------------------------------------------------ un-noised state is kept
+
+
+def secret(earlier_mu=(), epsilon=1.0, **facts):
+    return gaussian(epsilon, state="secret", earlier_mu=earlier_mu, **facts)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(1e-3, 3.0), max_size=5).map(tuple), st.floats(0.05, 8.0))
+def test_composed_is_that_of_the_root_of_the_sum_of_squares_in_60_digits(earlier, epsilon):
+    certificate = secret(earlier, epsilon)
+    together, delta = certificate.composed
+    assert delta == certificate.delta
+    with mpmath.workdps(60):
+        mu = mpmath.sqrt(mpmath.fsum(mpmath.mpf(m) ** 2 for m in (*earlier, certificate.mu)))
+
+        def needed(e):
+            return mpmath.ncdf(mu / 2 - e / mu) - mpmath.exp(e) * mpmath.ncdf(-mu / 2 - e / mu)
+
+        assert mu <= certificate.composed_mu <= mu * (1 + mpmath.mpf(2) ** -50)
+        assert needed(mpmath.mpf(together)) <= delta
+        assert needed(mpmath.mpf(together) * (1 - mpmath.mpf(10) ** -9)) > delta
+
+
+def test_the_first_of_the_releases_composes_to_itself():
+    epsilon, _ = secret().composed
+    assert 1.0 - 1e-9 <= epsilon <= 1.0
+
+
+@pytest.mark.parametrize("audience", ["operator", "public"])
+def test_composed_survives_json(audience):
+    certificate = secret((0.3, inf, 0.2))
+    assert certificate.composed == (inf, 1e-5)
+    again = Certificate.from_json(certificate.to_json(audience)).verify()
+    for name in ("state", "composed", "earlier_mu"):
+        assert getattr(again, name) == getattr(certificate, name)
+
+
+def test_a_certificate_of_before_the_fields_existed_is_one_of_released_state():
+    record = json.loads(GAUSSIAN.to_json())
+    for name in ("state", "composed", "earlier_mu"):
+        del record[name]
+    assert Certificate.from_json(json.dumps(record)).verify() == GAUSSIAN
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"composed": (0.9, 1e-5)}, "together need"),
+        ({"composed": (1.5, 1e-6)}, "together need"),
+        ({"composed": (1.5, 1.5)}, "together need"),
+        ({"composed": (nan, 1e-5)}, "compose"),
+        ({"composed": None}, "says nothing"),
+        ({"earlier_mu": (0.3, 0.2, 0.2)}, "3 releases|4 releases"),
+        ({"earlier_mu": (-0.3,)}, "do not compose"),
+        ({"earlier_mu": (nan,)}, "do not compose"),
+        ({"state": "released"}, "are for state = 'secret'"),
+        ({"state": "public"}, "neither"),
+    ],
+)
+def test_a_changed_composition_is_found(changes, complaint):
+    certificate = secret((0.3, 0.2))
+    certificate.verify()
+    with pytest.raises(CertificateError, match=complaint):
+        replace(certificate, **changes).verify()
+
+
+def test_released_state_composes_nothing():
+    with pytest.raises(CertificateError, match="are for state = 'secret'"):
+        replace(GAUSSIAN, earlier_mu=(0.1,)).verify()
+
+
+def test_a_release_that_proves_nothing_spoils_the_composition():
+    refuted = (*PROVED, Assumption("lambda_min contradicted", Status.REFUTED, "seen"))
+    for certificate in (
+        secret((0.1,), assumptions=refuted),
+        issue(UncertifiedRelease(0.001, "by hand"), state="secret", earlier_mu=(0.1,)),
+    ):
+        assert certificate.proved_mu == inf
+        assert certificate.composed == (inf, certificate.delta)
+
+
+def test_composed_is_told_in_words():
+    certificate = secret((0.3, 0.2))
+    assert "3 releases counted" in " ".join(repr(certificate).split())
+    assert "3 releases counted" in certificate._repr_html_()
+    assert "releases counted" not in repr(GAUSSIAN)

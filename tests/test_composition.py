@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sk_unlearn.accounting import (
     calibrate,
+    calibrate_share,
     compose,
     event_delta,
     event_epsilon,
@@ -241,3 +242,43 @@ def test_a_composition_of_equal_releases_is_one_of_root_k(size, epsilon, delta, 
     assume(event_mu(part) > 1e-150)
     together = compose([event_mu(part)] * k)
     assert together == pytest.approx(event_mu(whole), rel=1e-14)
+
+
+horizons = st.integers(1, 10**6)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(["sigma", "sensitivity"]), sizes, epsilons, deltas, horizons)
+def test_a_share_composes_to_what_was_asked_for_in_400_digits(which, size, epsilon, delta, k):
+    event = calibrate_share(open_event(which, size), epsilon, delta, k)
+    with mpmath.workdps(400):
+        together = mpmath.mpf(event.sensitivity) * mpmath.sqrt(k)
+        true = exact_delta(together, event.sigma, epsilon)
+    assert true <= delta
+    assert true >= delta * (1 - 1e-9)
+
+
+@given(st.sampled_from(["sigma", "sensitivity"]), sizes, epsilons, deltas, st.integers(1, 50))
+def test_the_accountant_of_sums_agrees_with_a_share(which, size, epsilon, delta, k):
+    event = calibrate_share(open_event(which, size), epsilon, delta, k)
+    together = GaussianRelease(compose([event_mu(event)] * k), 1.0, "ball_diameter")
+    assert event_delta(together, epsilon) <= delta
+
+
+def test_a_fixed_event_is_a_share_only_if_all_releases_together_are_enough():
+    event = calibrate(open_event("sigma", 1.0), 1.0, 1e-5)
+    with pytest.raises(CalibrationError, match="4 releases .* buy epsilon = 2"):
+        calibrate_share(event, 1.0, 1e-5, 4)
+    assert calibrate_share(event, 2.2, 1e-5, 4) == event
+
+
+@pytest.mark.parametrize("event", [ExactRelease("retrained"), UncertifiedRelease(0.1, "by hand")])
+def test_only_gaussian_releases_have_shares(event):
+    with pytest.raises(UnknownEventError, match="not known to compose"):
+        calibrate_share(event, 1.0, 1e-5, 2)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5])
+def test_a_share_of_no_whole_number_of_releases_is_refused(k):
+    with pytest.raises(ValueError, match="releases="):
+        calibrate_share(open_event("sigma", 1.0), 1.0, 1e-5, k)

@@ -15,9 +15,10 @@ import pytest
 from scipy import stats
 
 from sk_unlearn import bounds
-from sk_unlearn.accounting import calibrate
+from sk_unlearn.accounting import calibrate, calibrate_share
 from sk_unlearn.convex import minimise
 from sk_unlearn.head_risk import HeadRisk
+from sk_unlearn.head_update import SolvedHead
 from sk_unlearn.methods import OutputPerturbation, Problem, Residual, Rows, Setting
 from sk_unlearn.modules import LinearHead
 from sk_unlearn.noise import NoiseSource
@@ -51,7 +52,10 @@ def problem(parameters, multi_class):
 def residual_worlds(epsilon, delta, multi_class):
     """Centres that the solver accepts on two sides of the optimum, each at gradient norm tau."""
     method = Residual(noise_std=0.01)
-    event = calibrate(method.event(SETTING), epsilon, delta)
+    return centres(method, calibrate(method.event(SETTING), epsilon, delta), multi_class)
+
+
+def centres(method, event, multi_class):
     tol = bounds.residual_tolerance(event.sensitivity, SETTING.lam)
     retained = problem(np.zeros(6), multi_class).retained
     risk = HeadRisk(retained.X, retained.y, 2, SETTING.lam, np.zeros((2, 3)), multi_class)
@@ -160,3 +164,41 @@ def test_with_one_noise_for_both_worlds_the_same_check_fails():
     assert gap == pytest.approx(centers[0].event.sensitivity, rel=0.01)
     fresh = [method.release(centers[0], NoiseSource()).parameters[FLAT] for _ in range(2)]
     assert fresh[0] != fresh[1]
+
+
+HORIZON = 4
+
+
+def sequences(horizon, epsilon, delta):
+    """The two worlds of HORIZON releases from secret state, as one release of their sum.
+
+    Nobody learns more from all of them than from the sum: it is sufficient for normal laws.
+    """
+    method = Residual(state="secret", horizon=horizon)
+    event = calibrate_share(method.event(SETTING), epsilon, delta, horizon)
+    _, (one, other) = centres(method, event, "ovr")
+    kept = [one.state.weights, other.state.weights]
+    for world, weights in zip((one, other), kept, strict=True):
+        again = replace(problem(np.zeros(6), "ovr"), state=SolvedHead(weights, None))
+        later = method.center(again, event)
+        np.testing.assert_array_equal(later.parameters, world.parameters)
+    noisier = replace(event, sigma=event.sigma * HORIZON**0.5)
+    return method, [
+        replace(world, event=noisier, parameters=HORIZON * world.parameters)
+        for world in (one, other)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epsilon", "delta"), GUARANTEES)
+def test_all_releases_of_a_horizon_together_respect_the_guarantee(epsilon, delta):
+    low, high = delta_intervals(*sequences(HORIZON, epsilon, delta), epsilon)
+    assert low <= delta
+    assert high >= delta, "the tolerance is smaller than it has to be"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epsilon", "delta"), GUARANTEES)
+def test_with_the_tolerance_of_a_shorter_horizon_the_same_check_fails(epsilon, delta):
+    low, _ = delta_intervals(*sequences(1, epsilon, delta), epsilon)
+    assert low > delta

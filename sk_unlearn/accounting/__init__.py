@@ -2,7 +2,14 @@
 
 from . import composition_iterations as composition_iterations
 from . import published
-from .composition import calibrate, event_delta, event_epsilon, event_mu, require
+from .composition import (
+    calibrate,
+    calibrate_share,
+    event_delta,
+    event_epsilon,
+    event_mu,
+    require,
+)
 from .gaussian import (
     compose,
     gaussian_delta,
@@ -23,6 +30,7 @@ from .sampled_gaussian import (
 __all__ = [
     "blocks_mu",
     "calibrate",
+    "calibrate_share",
     "compose",
     "event_delta",
     "event_epsilon",

@@ -6,9 +6,11 @@ An event that no rule here covers raises; it never passes for free.
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import singledispatch
 from math import inf
 
+from .._rounding import count, round_down, round_up, sqrt_up
 from ..events import Event, ExactRelease, GaussianRelease, UncertifiedRelease
 from ..exceptions import CalibrationError, UnknownEventError
 from .gaussian import (
@@ -170,3 +172,57 @@ def require(event: Event, epsilon: float, delta: float) -> None:
             f"the {epsilon:g} asked for; ask for epsilon >= {bought:.6g}, or let the noise be "
             "calibrated"
         )
+
+
+def calibrate_share(event: Event, epsilon: float, delta: float, releases: int) -> Event:
+    """Complete `event` so that `releases` of its kind together satisfy (epsilon, delta) (T19).
+
+    Parameters
+    ----------
+    event : GaussianRelease
+        With its noise or its sensitivity unknown.
+    epsilon, delta : float
+        The guarantee of all releases together.
+    releases : int
+        How many there will be at most; at least 1.
+
+    Returns
+    -------
+    GaussianRelease
+        Complete; its mu is at most that of (epsilon, delta) over the root of `releases`, rounded
+        to the safe side as in :func:`calibrate`.
+
+    Raises
+    ------
+    CalibrationError
+        If everything is fixed already and buys less than what was asked for.
+    UnknownEventError
+        If the event is no Gaussian release.
+    ValueError
+        If `releases` is no whole number of at least 1.
+
+    Examples
+    --------
+    >>> from sk_unlearn.accounting import calibrate_share
+    >>> from sk_unlearn.events import GaussianRelease
+    >>> event = GaussianRelease(40.0, None, "ball_diameter", (("C", 20.0),))
+    >>> round(calibrate_share(event, 1.0, 1e-5, releases=4).sigma, 3)
+    298.451
+    """
+    if not isinstance(event, GaussianRelease):
+        raise UnknownEventError(f"releases of {event!r} are not known to compose")
+    root = sqrt_up(Fraction(count("releases", releases)))
+    mu = Fraction(float(gaussian_mu(epsilon, delta * _TARGET))) / root
+    if event.sigma is None and event.sensitivity is not None:
+        event = replace(event, sigma=round_up(Fraction(event.sensitivity) / mu))
+    elif event.sensitivity is None and event.sigma is not None:
+        event = replace(event, sensitivity=round_down(mu * Fraction(event.sigma)))
+    composed = round_up(Fraction(_mu(event)) * root)
+    if gaussian_delta(composed, epsilon) > delta:
+        bought = gaussian_epsilon(composed, delta)
+        raise CalibrationError(
+            f"{releases} releases with the noise that is fixed by hand buy epsilon = {bought:.6g} "
+            f"at delta = {delta:g}, not the {epsilon:g} asked for; ask for epsilon >= "
+            f"{bought:.6g}, or let the noise be calibrated"
+        )
+    return event

@@ -71,11 +71,13 @@ def promise(certificate: Any) -> list[str]:
 def best_guess(certificate: Any) -> float:
     """Largest probability of a right guess at even odds that the certificate allows.
 
-    From the trade-off function of a Gaussian mechanism (T1) where there is one, else from
+    Of all releases since fit together where un-noised state is kept (T19). From the trade-off
+    function of a Gaussian mechanism (T1) where there is one, else from
     (epsilon, delta) alone (Dong, Roth & Su 2022, eq. 5).
     """
-    if certificate.mu is not None:
-        return float(ndtr(certificate.mu / 2))
+    mu = certificate.mu if certificate.composed is None else certificate.composed_mu
+    if mu is not None:
+        return float(ndtr(mu / 2))
     odds = exp(-certificate.epsilon)
     return (1 + certificate.delta * odds) / (1 + odds)
 
@@ -91,6 +93,8 @@ def facts(certificate: Any) -> list[tuple[str, str]]:
         ("Method", c.method),
         ("Numbers in the model", f"{c.n_parameters:,} weights"),
     ]
+    if c.composed is not None:
+        out.append(("All releases", f"epsilon = {c.composed[0]:.4g} for the earliest deletion"))
     if c.sensitivity is not None:
         out.append(("Sensitivity", f"{c.sensitivity:.4g}"))
     if c.sigma is not None:

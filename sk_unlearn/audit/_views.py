@@ -31,6 +31,11 @@ def make_view(view: str, deleted: tuple[Any, Any], retained: tuple[Any, Any]) ->
         return lambda estimator: logit_confidence(estimator, *deleted)
 
     def state(estimator: Any) -> FloatArray:
+        if getattr(estimator.certificate_, "state", "released") == "secret":
+            raise ValueError(
+                "view='state' looks at what a method with state='secret' keeps to itself, and its "
+                "certificate covers the released model only; use view='weights'"
+            )
         seen = [weights(estimator), _flat(_module(estimator).buffers())]
         trained = deepcopy(estimator)
         if hasattr(trained, "max_epochs"):

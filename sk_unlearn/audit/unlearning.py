@@ -158,7 +158,8 @@ def audit_unlearning(
     ------
     ValueError
         If `view` is unknown, `forget` names no rows or all of them, `epsilon` or `delta` is no
-        guarantee, or the runs are too few for any outcome to refute anything.
+        guarantee, or the runs are too few for any outcome to refute anything; for view="state"
+        of a method that keeps secret state.
     TypeError
         If the estimator has no weights to look at.
 

@@ -24,3 +24,9 @@ def require_count(owner: str, name: str, value: Any, *, at_least: int) -> None:
     """Refuse what is not a whole number of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         raise NotApplicableError(f"{owner}({name}={value!r}): give a whole number >= {at_least}")
+
+
+def require_state(owner: str, state: Any) -> None:
+    """Refuse a `state` that is neither "released" nor "secret"."""
+    if state not in ("released", "secret"):
+        raise NotApplicableError(f"{owner}(state={state!r}): choose 'released' or 'secret'")

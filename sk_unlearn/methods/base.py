@@ -113,7 +113,8 @@ class Outcome:
     scope : tuple of str
         What this method's statement does not say, beyond what no statement says.
     state : object
-        What the next release may read instead of what ``prepare`` kept; no weights, no rows.
+        What the next release may read instead of what ``prepare`` kept; no deleted row, and
+        with ``state="released"`` nothing that was computed from un-noised weights.
     """
 
     parameters: np.ndarray
@@ -139,9 +140,14 @@ class UnlearningMethod(BaseEstimator, ABC):
         Whether fit trains by gradient steps; False for methods that solve.
     covers_buffers : bool
         Whether the statement holds for buffers computed from data (BatchNorm).
+    state : str
+        "released": nothing un-noised survives a release, and later ones do not weaken it (T18).
+        "secret", where a method has it as a parameter: un-noised state is kept, and releases
+        compose (T19).
     """
 
     trains = True
+    state = "released"
     covers_buffers = False
 
     def check(self, module: nn.Module, criterion: nn.Module, setting: Setting) -> None:

@@ -17,6 +17,7 @@ from ..curvature import CG, Solution, SolveStatus, extreme_eigenvalues
 from ..events import Event, GaussianRelease, UncertifiedRelease
 from ..exceptions import NotApplicableError, ToleranceNotReachedError, UnlearningWarning
 from ..objective import Objective
+from ._checks import require_state
 from .base import BALL_BY_CONSTRUCTION, OneShotMethod, Outcome, Problem, Rows, Setting
 
 
@@ -53,6 +54,11 @@ class Newton(OneShotMethod):
         For ``bound="newton"``: largest norm of the linear system's residual (T10), absolute.
     noise_std : float, optional
         Noise by hand, for reproduction: epsilon is then infinite.
+    state : {"released", "secret"}
+        What a later step starts from: the released weights, or (the paper's Algorithm 2) the
+        un-noised ones, which are kept. Then every release has the (epsilon, delta) that was asked
+        for, against retraining, and together they have what ``composed`` of the certificate says
+        (T19).
 
     Raises
     ------
@@ -90,6 +96,7 @@ class Newton(OneShotMethod):
         gradient_bound: float | None = None,
         residual_tol: float | None = None,
         noise_std: float | None = None,
+        state: str = "released",
     ) -> None:
         self.solver = solver
         self.damping = damping
@@ -100,9 +107,11 @@ class Newton(OneShotMethod):
         self.gradient_bound = gradient_bound
         self.residual_tol = residual_tol
         self.noise_std = noise_std
+        self.state = state
 
     def check(self, module: nn.Module, criterion: nn.Module, setting: Setting) -> None:
         """Refuse options and constants that mean nothing."""
+        require_state("Newton", self.state)
         for name, allowed in (("gradient", ("retained", "deleted")), ("bound", ("ball", "newton"))):
             if getattr(self, name) not in allowed:
                 raise NotApplicableError(
@@ -141,7 +150,10 @@ class Newton(OneShotMethod):
                     f"gradient_bound={self.gradient_bound:g}; train longer (max_epochs, lr), or "
                     "declare a larger bound"
                 )
-        return problem.parameters, None
+        return problem.parameters, self._kept(problem.parameters)
+
+    def _kept(self, weights: np.ndarray) -> np.ndarray | None:
+        return weights if self.state == "secret" else None
 
     def event(self, setting: Setting) -> Event:
         """Announce the declared bound, or that the noise is set by hand."""
@@ -173,14 +185,15 @@ class Newton(OneShotMethod):
         return GaussianRelease(distance, None, "newton_distance", tuple(constants.items()))
 
     def center(self, problem: Problem, event: Event) -> Outcome:
-        """Step from the projected weights; without deleted rows there is no step."""
-        start = project(problem.parameters, problem.reference, problem.setting.C)
+        """Step from the projected last weights; without deleted rows there is no step."""
+        last = problem.parameters if problem.state is None else problem.state
+        start = project(last, problem.reference, problem.setting.C)
         newton = self.bound == "newton" and self.noise_std is None
         assumptions = [BALL_BY_CONSTRUCTION]
         if newton:
             assumptions += self._declared(problem)
         if not len(problem.deleted):
-            return Outcome(start, event, tuple(assumptions))
+            return Outcome(start, event, tuple(assumptions), state=self._kept(start))
         objective = _objective(problem, problem.retained)
         if newton and self.gradient == "deleted":
             self._check_influence_form(problem, objective, start)
@@ -195,7 +208,8 @@ class Newton(OneShotMethod):
             "n_products": solution.n_products,
             "step_norm": float(np.linalg.norm(step)),
         }
-        return Outcome(stepped, event, tuple(assumptions), diagnostics)
+        kept = self._kept(stepped)
+        return Outcome(stepped, event, tuple(assumptions), diagnostics, state=kept)
 
     def _check_influence_form(
         self, problem: Problem, objective: Objective, start: np.ndarray

@@ -20,6 +20,7 @@ from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
 from ..head_update import SolvedHead, delete
 from ..modules import LinearHead
+from ._checks import require_count, require_state
 from .base import OneShotMethod, Outcome, Problem, Rows, Setting
 
 _MAX_FACTOR_BYTES = 2**30
@@ -45,6 +46,14 @@ class Residual(OneShotMethod):
     tol : float or None
         Instead of `noise_std`: the gradient norm :math:`\tau` to reach; then the noise
         follows. Exactly one of the two may be given.
+    state : {"released", "secret"}
+        What survives a release: nothing un-noised (T18), or the un-noised optimum and the factors,
+        so that the next deletion is as cheap as the first (T19). Then the (epsilon, delta) asked
+        for is that of all releases since fit together, whichever row was deleted when, and the
+        tolerance is divided by the root of `horizon`.
+    horizon : int or None
+        With ``state="secret"``: the most releases after fit, declared beforehand; the next one is
+        refused.
 
     Raises
     ------
@@ -68,9 +77,17 @@ class Residual(OneShotMethod):
 
     trains = False
 
-    def __init__(self, noise_std: float | None = 0.01, tol: float | None = None) -> None:
+    def __init__(
+        self,
+        noise_std: float | None = 0.01,
+        tol: float | None = None,
+        state: str = "released",
+        horizon: int | None = None,
+    ) -> None:
         self.noise_std = noise_std
         self.tol = tol
+        self.state = state
+        self.horizon = horizon
 
     def check(self, module: nn.Module, criterion: nn.Module, setting: Setting) -> None:
         """Refuse what (T12) does not cover."""
@@ -86,6 +103,14 @@ class Residual(OneShotMethod):
             )
         if given is None or not 0 < given < inf:
             raise NotApplicableError(f"Residual({name}={given}): give a positive number")
+        require_state("Residual", self.state)
+        if self.state == "secret":
+            require_count("Residual", "horizon", self.horizon, at_least=1)
+        elif self.horizon is not None:
+            raise NotApplicableError(
+                f"Residual(horizon={self.horizon!r}): with state='released' nothing composes, and "
+                "no horizon is needed; leave it out, or use state='secret'"
+            )
 
     @staticmethod
     def obstacle(module: nn.Module, criterion: nn.Module, setting: Setting) -> str | None:
@@ -134,6 +159,8 @@ class Residual(OneShotMethod):
         if not solution.bound <= tol:
             raise ToleranceNotReachedError(_advice(solution, tol))
         inside, active = _inside_ball(solution, problem)
+        factors = None if problem.state is None else problem.state.factors
+        kept = SolvedHead(solution.weights, factors) if self.state == "secret" else None
         assumptions = (
             Assumption(
                 "strong convexity",
@@ -162,7 +189,7 @@ class Residual(OneShotMethod):
             "updated_in_passes": n_passes,
             "ball_active": active,
         }
-        return Outcome(inside, event, assumptions, diagnostics)
+        return Outcome(inside, event, assumptions, diagnostics, state=kept)
 
     def _solve(self, problem: Problem, tol: float) -> tuple[Minimum, int | None]:
         """Update the solved head where there is one; else, or if that misses, minimise."""

@@ -191,7 +191,7 @@ def _fail_with(error):
 
 STEPS = [
     "NoiseSource",
-    "calibrate",
+    "announced",
     "deepcopy",
     "Certificate.issue",
     "History",
