@@ -1,0 +1,198 @@
+"""Layers without parameters, with proved rounding errors: value, tangent, cotangent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ._bounded import FUNCTION_ERROR, SLACK, TINY, UNIT, Bounded, gamma, underflow
+
+
+class Layer:
+    """One layer: forward, tangent and backward passes on bounded numbers.
+
+    `ambiguous` counts the units of the last forward pass whose derivative the error leaves
+    open (the sign at a kink, the place of a maximum): with any, tangent and backward passes
+    are not proved; the forward pass always is.
+    """
+
+    ambiguous = 0
+    parameter_names: tuple[str, ...] = ()
+
+    def forward(self, x: Bounded) -> Bounded:
+        """Return the output, and keep what the derivative needs."""
+        raise NotImplementedError
+
+    def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
+        """Return the derivative of the output along input and parameters; None is zero."""
+        return None if dx is None else self.apply_derivative(dx)
+
+    def backward(self, c: Bounded) -> Bounded:
+        """Return the cotangent of the input."""
+        return self.apply_derivative(c)
+
+    def apply_derivative(self, d: Bounded) -> Bounded:
+        """Multiply with a diagonal derivative, the same for tangent and backward passes."""
+        raise NotImplementedError
+
+
+class Kink(Layer):
+    """ReLU, or LeakyReLU with a slope below zero: 1-Lipschitz, exact where the sign is sure.
+
+    Parameters
+    ----------
+    slope : float
+        Derivative at 0 and below.
+    """
+
+    def __init__(self, slope: float = 0.0) -> None:
+        self.slope = slope
+
+    def forward(self, x: Bounded) -> Bounded:
+        """Errors pass where the sign is sure, times the larger slope where it is not."""
+        open_ = (x.error > 0) & (x.value.abs() <= x.error)
+        self.ambiguous = int(open_.sum())
+        self.factor = torch.full_like(x.value, self.slope).masked_fill_(x.value > 0, 1.0)
+        factor = self.factor.abs().masked_fill_(open_, max(1.0, abs(self.slope)))
+        return self._scaled(x, self.factor, factor)
+
+    def apply_derivative(self, d: Bounded) -> Bounded:
+        return self._scaled(d, self.factor, self.factor.abs())
+
+    def _scaled(self, x: Bounded, factor: Tensor, error_factor: Tensor) -> Bounded:
+        value, error = factor * x.value, error_factor * x.error
+        if self.slope in (0.0, 1.0):
+            return Bounded(value, error)
+        slope = torch.tensor(self.slope, dtype=torch.float64)
+        lost = underflow(slope, x.value, x.error)
+        return Bounded(value, SLACK * (error + UNIT * value.abs()) + lost)
+
+
+class Saturating(Layer):
+    """Tanh or sigmoid; the platform's function is within 8 u of the true one.
+
+    Parameters
+    ----------
+    kind : {"tanh", "sigmoid"}
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def forward(self, x: Bounded) -> Bounded:
+        """Lipschitz 1 (tanh) or 1/4 (sigmoid); derivative ``1 - y^2`` or ``y (1 - y)``."""
+        tanh = self.kind == "tanh"
+        y = torch.tanh(x.value) if tanh else torch.sigmoid(x.value)
+        error = x.error if tanh else 0.25 * x.error
+        error = SLACK * (error + SLACK * FUNCTION_ERROR * UNIT * y.abs()) + TINY
+        slope = 1.0 - y * y if tanh else y * (1.0 - y)
+        spread = error * (2.0 * y.abs() + error) if tanh else error * (1.0 + error)
+        self.slope = Bounded(slope, SLACK * (spread + 3 * UNIT))
+        return Bounded(y, error)
+
+    def apply_derivative(self, d: Bounded) -> Bounded:
+        slope = self.slope
+        value = slope.value * d.value
+        error = slope.value.abs() * d.widened(UNIT) + slope.error * (d.value.abs() + d.error)
+        return Bounded(value, SLACK * error + TINY)
+
+
+class Average(Layer):
+    """Average pooling without padding; a kernel of None averages over the whole image."""
+
+    def __init__(self, kernel: Any = None, stride: Any = None) -> None:
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Bounded) -> Bounded:
+        self.input_shape = x.value.shape
+        return self._linear(x, self._pool)
+
+    def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
+        return None if dx is None else self._linear(dx, self._pool)
+
+    def backward(self, c: Bounded) -> Bounded:
+        return self._linear(c, self._spread)
+
+    def _linear(self, x: Bounded, function: Any) -> Bounded:
+        kernel = self._kernel()
+        g = gamma(kernel[0] * kernel[1] + 2)
+        widened = x.widened(g)
+        share = torch.tensor(1.0 / (kernel[0] * kernel[1]), dtype=torch.float64)
+        lost = underflow(share, x.value, widened)
+        return Bounded(function(x.value), SLACK * function(widened) + lost)
+
+    def _kernel(self) -> tuple[int, int]:
+        if self.kernel is None:
+            return (self.input_shape[2], self.input_shape[3])
+        return nn.modules.utils._pair(self.kernel)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return functional.avg_pool2d(x, self._kernel(), self.stride)
+
+    def _spread(self, c: Tensor) -> Tensor:
+        kernel = self._kernel()
+        stride = kernel if self.stride is None else self.stride
+        size = kernel[0] * kernel[1]
+        flat = (c / size).reshape(c.shape[0] * c.shape[1], 1, -1).expand(-1, size, -1)
+        spread = functional.fold(flat, self.input_shape[2:], kernel, stride=stride)
+        return spread.reshape(self.input_shape)
+
+
+class Maximum(Layer):
+    """Max pooling without padding: 1-Lipschitz in the largest absolute value of a window.
+
+    Among numbers that are exactly equal the first of the window counts, as in torch.
+    """
+
+    def __init__(self, kernel: Any, stride: Any) -> None:
+        self.kernel = nn.modules.utils._pair(kernel)
+        self.stride = nn.modules.utils._pair(stride)
+
+    def forward(self, x: Bounded) -> Bounded:
+        value, place = functional.max_pool2d(x.value, self.kernel, self.stride, return_indices=True)
+        self.place, self.input_shape = place, x.value.shape
+        own = self._at(x.error)[..., None, None]
+        margin = value[..., None, None] - self._windows(x.value)
+        reach = (1.0 + 2.0**-50) * (own + self._windows(x.error))
+        positions = torch.arange(self.input_shape[2] * self.input_shape[3])
+        positions = self._windows(positions.reshape(1, 1, *self.input_shape[2:]))
+        rival = positions != place[..., None, None]
+        self.ambiguous = int((rival & (reach > 0) & (margin <= reach)).any(-1).any(-1).sum())
+        return Bounded(value, functional.max_pool2d(x.error, self.kernel, self.stride))
+
+    def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
+        return None if dx is None else dx.map(self._at)
+
+    def backward(self, c: Bounded) -> Bounded:
+        """Windows may overlap: up to a window's size of cotangents meet in a place."""
+        g = gamma(self.kernel[0] * self.kernel[1])
+        return Bounded(self._scatter(c.value), SLACK * self._scatter(c.widened(g)))
+
+    def _windows(self, x: Tensor) -> Tensor:
+        (kh, kw), (sh, sw) = self.kernel, self.stride
+        return x.unfold(2, kh, sh).unfold(3, kw, sw)
+
+    def _at(self, x: Tensor) -> Tensor:
+        return x.flatten(2).gather(2, self.place.flatten(2)).reshape(self.place.shape)
+
+    def _scatter(self, c: Tensor) -> Tensor:
+        flat = torch.zeros(self.input_shape, dtype=c.dtype).flatten(2)
+        flat.scatter_add_(2, self.place.flatten(2), c.flatten(2))
+        return flat.reshape(self.input_shape)
+
+
+class Flatten(Layer):
+    """All axes but the first become one."""
+
+    def forward(self, x: Bounded) -> Bounded:
+        self.input_shape = x.value.shape
+        return x.map(lambda v: v.flatten(1))
+
+    def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
+        return None if dx is None else dx.map(lambda v: v.flatten(1))
+
+    def backward(self, c: Bounded) -> Bounded:
+        return c.map(lambda v: v.reshape(self.input_shape))
