@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .membership import likelihood_ratio, logit_confidence
+from ._confidence import logit_confidence
+from .membership import likelihood_ratio
 
 FloatArray = NDArray[np.float64]
 View = Callable[[Any], FloatArray]

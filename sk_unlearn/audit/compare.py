@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from time import perf_counter, process_time
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from sklearn.base import clone
 from sklearn.metrics import log_loss
 from sklearn.utils import check_random_state
 
+from ._costs import NOTHING, Cost, Lesson, measured
 from ._views import weights
-from .unlearning import check_forget
+from ._worlds import check_forget
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "calibration_error", "compare"]
 
 _SETS = ("retained", "deleted", "test")
+_RELEARNT = 1.05
 _SHOWN = {
     **{f"accuracy_{name}": f"acc {name}" for name in _SETS},
     "log_loss_test": "loss test",
     "weight_distance": "dist w",
     "prediction_distance": "dist p",
+    "relearn_epochs": "relearn",
     "wall_seconds": "seconds",
+    "passes": "passes",
+    "memory_mib": "MiB",
 }
 
 
@@ -44,7 +48,12 @@ class Comparison:
         ``calibration_error_…`` on the retained, deleted and test rows; ``weight_distance``
         (Euclidean, all trainable weights; NaN where there are none to see) and
         ``prediction_distance`` (Jensen-Shannon distance in [0, 1], base 2, mean over test rows),
-        both to "retrain (same init)"; ``wall_seconds`` and ``cpu_seconds`` of the answer.
+        both to "retrain (same init)"; ``relearn_epochs`` and ``relearn_seconds`` of training on
+        the deleted rows alone until their loss is at most 5% above the fitted model's (infinite
+        after 200 epochs; NaN for what is no net); ``wall_seconds`` and ``cpu_seconds`` of the
+        answer; ``passes`` over the retained rows, as the training or the method counts them
+        (NaN where it does not say); ``memory_mib``, growth of the process's resident memory
+        during the answer (Linux; NaN elsewhere; not that of a GPU).
     certificate : Certificate
         Of the method's release.
     """
@@ -134,23 +143,27 @@ def compare(
     request = {"indices": positions.tolist(), "epsilon": epsilon, "delta": delta}
     base, other = _with_fixed_initialisation(estimator)
     fitted = clone(base).fit(X, y)
-    retrained, cost = _timed(lambda: clone(base).fit(*sets["retained"]))
-    measured = [
-        _measure("do nothing", fitted, (0.0, 0.0), sets, retrained),
-        _measure("retrain (same init)", retrained, cost, sets, retrained),
+    retrained, cost = measured(lambda: clone(base).fit(*sets["retained"]))
+    lesson = Lesson.of(fitted, *sets["deleted"])
+    scale = _Scale(sets, retrained, nan if lesson is None else _RELEARNT * lesson.loss())
+    rows = [
+        scale.row("do nothing", fitted, NOTHING, 0.0),
+        scale.row("retrain (same init)", retrained, cost, _epochs(retrained)),
     ]
     if other is not None:
-        net, cost = _timed(lambda: other.fit(*sets["retained"]))
-        measured.append(_measure("retrain (other init)", net, cost, sets, retrained))
+        net, cost = measured(lambda: other.fit(*sets["retained"]))
+        rows.append(scale.row("retrain (other init)", net, cost, _epochs(net)))
     released = deepcopy(fitted)
-    _, cost = _timed(lambda: released.unlearn(**request))
+    _, cost = measured(lambda: released.unlearn(**request))
     certificate = released.certificate_
-    name = f"unlearn, {certificate.method}"
-    measured.append(_measure(name, released, cost, sets, retrained))
+    passes = _passes(fitted, certificate, epsilon, delta)
+    rows.append(scale.row(f"unlearn, {certificate.method}", released, cost, passes))
     if hasattr(fitted, "control"):
-        net, cost = _timed(lambda: deepcopy(fitted).control(**request))
-        measured.append(_measure("control (no model)", net, cost, sets, retrained))
-    return Comparison(measured, certificate)
+        subject = deepcopy(fitted)
+        net, cost = measured(lambda: subject.control(**request))
+        passes = _passes(fitted, net.certificate_, epsilon, delta)
+        rows.append(scale.row("control (no model)", net, cost, passes))
+    return Comparison(rows, certificate)
 
 
 def calibration_error(
@@ -201,36 +214,58 @@ def _with_fixed_initialisation(estimator: Any) -> tuple[Any, Any]:
     return base.set_params(**{name: int(seed)}), clone(base).set_params(**{name: int(seed) + 1})
 
 
-def _timed(action: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
-    wall, cpu = perf_counter(), process_time()
-    return action(), (perf_counter() - wall, process_time() - cpu)
+def _epochs(model: Any) -> float:
+    """Return the passes over the rows that a net's training made; NaN if it took no such steps."""
+    steps = getattr(model, "steps", None)
+    history = getattr(steps[-1][1] if steps else model, "history_", None)
+    return float(len(history)) if history else nan
 
 
-def _measure(
-    name: str,
-    model: Any,
-    cost: tuple[float, float],
-    sets: dict[str, tuple[Any, Any]],
-    retrained: Any,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"method": name}
-    proba = {key: np.asarray(model.predict_proba(X), np.float64) for key, (X, _) in sets.items()}
-    labels = {key: np.asarray(y) for key, (_, y) in sets.items()}
-    for key in sets:
-        right = model.classes_[proba[key].argmax(axis=1)] == labels[key]
-        row[f"accuracy_{key}"] = float(right.mean())
-    for key in sets:
-        total = proba[key].sum(axis=1, keepdims=True)
-        row[f"log_loss_{key}"] = float(
-            log_loss(labels[key], proba[key] / total, labels=model.classes_)
-        )
-    for key in sets:
-        row[f"calibration_error_{key}"] = calibration_error(labels[key], proba[key], model.classes_)
-    row["weight_distance"] = _weight_distance(model, retrained)
-    reference = np.asarray(retrained.predict_proba(sets["test"][0]), np.float64)
-    row["prediction_distance"] = _prediction_distance(proba["test"], reference)
-    row["wall_seconds"], row["cpu_seconds"] = cost
-    return row
+def _passes(fitted: Any, certificate: Any, epsilon: float, delta: float) -> float:
+    """Return the passes that a release counted, or else those that its plan announces."""
+    counted = getattr(certificate, "diagnostics", {}).get("passes")
+    if counted is None and hasattr(fitted, "plan"):
+        counted = fitted.plan(epsilon, delta).passes
+    return nan if counted is None else float(counted)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What every model of the table is measured by."""
+
+    sets: dict[str, tuple[Any, Any]]
+    retrained: Any
+    relearnt: float
+
+    def row(self, name: str, model: Any, cost: Cost, passes: float) -> dict[str, Any]:
+        """Return the figures of one model."""
+        row: dict[str, Any] = {"method": name}
+        sets = self.sets
+        proba = {
+            key: np.asarray(model.predict_proba(X), np.float64) for key, (X, _) in sets.items()
+        }
+        labels = {key: np.asarray(y) for key, (_, y) in sets.items()}
+        for key in sets:
+            right = model.classes_[proba[key].argmax(axis=1)] == labels[key]
+            row[f"accuracy_{key}"] = float(right.mean())
+        for key in sets:
+            total = proba[key].sum(axis=1, keepdims=True)
+            row[f"log_loss_{key}"] = float(
+                log_loss(labels[key], proba[key] / total, labels=model.classes_)
+            )
+        for key in sets:
+            row[f"calibration_error_{key}"] = calibration_error(
+                labels[key], proba[key], model.classes_
+            )
+        row["weight_distance"] = _weight_distance(model, self.retrained)
+        reference = np.asarray(self.retrained.predict_proba(sets["test"][0]), np.float64)
+        row["prediction_distance"] = _prediction_distance(proba["test"], reference)
+        lesson = Lesson.of(model, *sets["deleted"])
+        relearning = (nan, nan) if lesson is None else lesson.learn(self.relearnt)
+        row["relearn_epochs"], row["relearn_seconds"] = relearning
+        row["wall_seconds"], row["cpu_seconds"] = cost.wall_seconds, cost.cpu_seconds
+        row["passes"], row["memory_mib"] = passes, cost.memory_mib
+        return row
 
 
 def _weight_distance(model: Any, retrained: Any) -> float:

@@ -16,8 +16,10 @@ from scipy.stats import norm
 from sklearn.metrics import roc_curve
 from sklearn.utils import check_random_state
 
+from ._confidence import LEAST, class_indices, logit_confidence, probabilities
 from ._roc import MembershipResult
 from ._rows import Rows, check_disjoint
+from ._shadow_runs import shadow_runs
 
 __all__ = [
     "MembershipResult",
@@ -27,11 +29,11 @@ __all__ = [
     "likelihood_ratio_attack",
     "logit_confidence",
     "loss_attack",
+    "shadow_runs",
 ]
 
 FloatArray = NDArray[np.float64]
 
-_LEAST = float(np.finfo(np.float32).tiny)
 _OWN_VARIANCE_FROM = 32
 
 
@@ -79,9 +81,9 @@ def loss_attack(
     """
 
     def scores(rows: Rows) -> FloatArray:
-        columns, classes = _probabilities(model, rows.X)
-        own = columns[np.arange(len(columns)), _class_indices(classes, rows.y)]
-        return np.log(np.maximum(own, _LEAST))
+        columns, classes = probabilities(model, rows.X)
+        own = columns[np.arange(len(columns)), class_indices(classes, rows.y)]
+        return np.log(np.maximum(own, LEAST))
 
     return _threshold_attack(scores, attack_rows, evaluation_rows, confidence)
 
@@ -123,46 +125,9 @@ def confidence_attack(
     """
 
     def scores(rows: Rows) -> FloatArray:
-        return np.asarray(_probabilities(model, rows.X)[0].max(axis=1))
+        return np.asarray(probabilities(model, rows.X)[0].max(axis=1))
 
     return _threshold_attack(scores, attack_rows, evaluation_rows, confidence)
-
-
-def logit_confidence(model: Any, X: Any, y: ArrayLike) -> FloatArray:
-    """Return ``log(p_y / (1 - p_y))`` of each row, which is near normal over runs.
-
-    Parameters
-    ----------
-    model : object
-        With ``predict_proba`` and ``classes_``.
-    X : array-like of shape (n_rows, ...)
-        Target rows.
-    y : array-like of shape (n_rows,)
-        Their labels.
-
-    Returns
-    -------
-    ndarray of shape (n_rows,)
-        ``1 - p_y`` is summed over the other classes, and both are at least the smallest normal
-        float32, so that each is finite (Carlini et al. 2022, section IV.C).
-
-    Raises
-    ------
-    ValueError
-        If the model's probabilities are none, or a label is unknown to the model.
-
-    Examples
-    --------
-    >>> from sklearn.dummy import DummyClassifier
-    >>> model = DummyClassifier().fit([[0], [0], [0], [0]], [0, 0, 0, 1])
-    >>> logit_confidence(model, [[0], [0]], [0, 1]).round(4)
-    array([ 1.0986, -1.0986])
-    """
-    columns, classes = _probabilities(model, X)
-    own = np.arange(columns.shape[1]) == _class_indices(classes, y)[:, None]
-    odds = [np.where(mask, columns, 0).sum(axis=1) for mask in (own, ~own)]
-    hit, miss = np.log(np.maximum(odds, _LEAST))
-    return np.asarray(hit - miss)
 
 
 def likelihood_ratio(
@@ -220,7 +185,7 @@ def likelihood_ratio_attack(
     ----------
     present : array-like of shape (n_runs_present, n_rows)
         `logit_confidence` of the target rows in runs that were trained on them and, for
-        unlearning, deleted them afterwards. At least 4 runs.
+        unlearning, deleted them afterwards; at least 4 runs. `shadow_runs` makes both arrays.
     absent : array-like of shape (n_runs_absent, n_rows)
         The same rows in runs that never saw them. At least 4 runs.
     confidence : float, default=0.95
@@ -280,32 +245,6 @@ def _threshold_attack(
     return MembershipResult.from_scores(
         values[member, None], values[~member, None], chosen, confidence
     )
-
-
-def _probabilities(model: Any, X: Any) -> tuple[FloatArray, NDArray[Any]]:
-    classes = np.asarray(model.classes_)
-    columns = np.asarray(model.predict_proba(X), dtype=np.float64)
-    if columns.shape != (len(X), len(classes)):
-        raise ValueError(
-            f"predict_proba returned shape {columns.shape} for {len(X)} rows and {len(classes)} "
-            "classes_; it must return one probability per row and class."
-        )
-    bad = ~((columns >= 0) & (columns <= 1 + 1e-6))
-    if bad.any():
-        raise ValueError(f"predict_proba returned {columns[bad][0]}, which is no probability.")
-    return columns, classes
-
-
-def _class_indices(classes: NDArray[Any], y: ArrayLike) -> NDArray[np.int64]:
-    labels = np.asarray(y)
-    order = np.argsort(classes)
-    indices = order[np.minimum(np.searchsorted(classes[order], labels), len(classes) - 1)]
-    unknown = classes[indices] != labels
-    if unknown.any():
-        raise ValueError(
-            f"label {labels[unknown][0]!r} is not among the model's {len(classes)} classes_."
-        )
-    return indices
 
 
 def _check_runs(name: str, values: ArrayLike, least: int) -> FloatArray:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..accounting import gaussian_epsilon
 from ..events import PoissonSampledTraining
 from ._views import VIEWS, make_view, score_runs
+from ._worlds import check_forget, set_noise_seed
 from .lower_bounds import epsilon_lower_bound, mu_lower_bound
 
 __all__ = ["AuditResult", "audit_unlearning"]
@@ -253,7 +254,7 @@ class _World:
             if certificate is not None and isinstance(certificate.event, PoissonSampledTraining):
                 fitted = self._fit()
             released = deepcopy(fitted)
-            _set_noise_seed(released, int(seed))
+            set_noise_seed(released, int(seed))
             released.unlearn(indices=self.deleted.tolist(), epsilon=self.epsilon, delta=self.delta)
             certificate = certificate or released.certificate_
             seen.append(self.look(released))
@@ -288,23 +289,3 @@ class _Memory:
 
     def __deepcopy__(self, memo: Any) -> _Memory:
         return self
-
-
-def _set_noise_seed(estimator: Any, seed: int) -> None:
-    steps = getattr(estimator, "steps", None)
-    net = steps[-1][1] if steps else estimator
-    if getattr(net, "noise_seed", None) is not None:
-        net.noise_seed = seed
-
-
-def check_forget(forget: ArrayLike, n: int) -> NDArray[np.intp]:
-    """Return the positions, sorted and each once; raises ValueError for none, or all."""
-    positions = np.unique(np.asarray(forget))
-    integral = np.issubdtype(positions.dtype, np.integer)
-    if positions.ndim != 1 or not len(positions) or not integral:
-        raise ValueError(f"forget={forget!r} names no rows; give positions in X")
-    if positions[0] < 0 or positions[-1] >= n:
-        raise ValueError(f"forget names row {positions[0 if positions[0] < 0 else -1]} of {n}")
-    if len(positions) == n:
-        raise ValueError(f"forget names all {n} rows; at least one must remain")
-    return positions

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator, ClassifierMixin
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_iris
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import FunctionTransformer
+from torch.nn.functional import cross_entropy
 
 from sk_unlearn import CertifiedNeuralClassifier, UnlearningPipeline
 from sk_unlearn.audit import UnlearningComparisonDisplay, compare
+from sk_unlearn.audit._costs import measured
 from sk_unlearn.audit.compare import calibration_error
-from sk_unlearn.methods import Retrain
-from sk_unlearn.modules import MLP, LinearHead
+from sk_unlearn.methods import Analytic, OutputPerturbation, Retrain
+from sk_unlearn.modules import MLP, LinearHead, RidgeHead
 
 IRIS = load_iris(return_X_y=True)
 TRAIN, TEST = [part[::2] for part in IRIS], [part[1::2] for part in IRIS]
@@ -43,9 +48,11 @@ def test_the_table_has_every_way_to_answer(comparison):
     assert list(frame.index) == names
     assert set(frame.columns) == {
         *(f"{m}_{s}" for m in ("accuracy", "log_loss", "calibration_error") for s in SETS),
-        *("weight_distance", "prediction_distance", "wall_seconds", "cpu_seconds"),
+        *("weight_distance", "prediction_distance", "relearn_epochs", "relearn_seconds"),
+        *("wall_seconds", "cpu_seconds", "passes", "memory_mib"),
     }
-    assert np.isfinite(frame.to_numpy(float)).all()
+    solved = frame.drop(columns="passes")  # which a solver does not count in epochs
+    assert np.isfinite(solved.to_numpy(float)).all()
     assert all(name in repr(comparison) for name in names)
     assert UnlearningComparisonDisplay.from_table(comparison.rows).methods == names
 
@@ -85,6 +92,68 @@ def test_retraining_is_at_no_distance_from_itself(comparison):
     same = row(comparison, "retrain (same")
     assert same["weight_distance"] == 0 and same["prediction_distance"] == 0
     assert row(comparison, "do nothing")["wall_seconds"] == 0 < same["wall_seconds"]
+
+
+def relearnt_by_hand(net, X, y, target):
+    """Adam from a fresh state, one step on all the deleted rows per epoch."""
+    module = deepcopy(net.module_)
+    optimizer = torch.optim.Adam(module.parameters(), lr=net.lr)
+    rows, labels = torch.tensor(X, dtype=torch.float32), torch.tensor(y)
+    for epoch in range(201):
+        loss = cross_entropy(module(rows), labels)
+        if loss.item() <= target:
+            return epoch
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return np.inf
+
+
+def test_relearning_is_training_on_the_deleted_rows_until_they_are_known_as_before():
+    net = CertifiedNeuralClassifier(MLP, method=Retrain(), max_epochs=60, random_state=0)
+    # whole class 2, so that retraining forgets it
+    net.set_params(classes=[0, 1, 2])
+    X, y = TRAIN
+    gone = np.flatnonzero(y == 2)
+    table = compare(net, X, y, gone, *TEST)
+    fitted, keep = net.fit(X, y), np.flatnonzero(y != 2)
+    before = deepcopy(fitted.module_.state_dict())
+    target = 1.05 * log_loss(y[gone], fitted.predict_proba(X[gone]), labels=[0, 1, 2])
+    retrained = clone(net).fit(X[keep], y[keep])
+    slow = relearnt_by_hand(retrained, X[gone], y[gone], target)
+    assert row(table, "retrain (same")["relearn_epochs"] == slow > 5
+    assert row(table, "retrain (same")["relearn_seconds"] > 0
+    assert row(table, "do nothing")["relearn_epochs"] == 0
+    assert all(torch.equal(v, before[k]) for k, v in fitted.module_.state_dict().items())
+
+
+def test_passes_are_those_that_training_or_the_release_made():
+    net = CertifiedNeuralClassifier(MLP, max_epochs=3, random_state=0)
+    steps = OutputPerturbation(finetune_epochs=2)
+    table = compare(net.set_params(method=steps), *TRAIN, [0], *TEST)
+    passes = {r["method"].split("(")[0]: r["passes"] for r in table.rows}
+    assert passes == {
+        "do nothing": 0,
+        "retrain ": 3,
+        "unlearn, OutputPerturbation": 2,
+        "control ": 2,
+    }
+    ridge = CertifiedNeuralClassifier(RidgeHead, method=Analytic(), lam=1e-2, random_state=0)
+    assert row(compare(ridge, *TRAIN, [0], *TEST), "unlearn")["passes"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's counter is Linux's")
+@pytest.mark.parametrize("allocate", [np.ones, torch.ones], ids=["numpy", "torch"])
+def test_memory_is_what_an_action_adds_at_its_peak(allocate):
+    def action():
+        held = allocate(3 << 20)  # float64: 24 MiB; float32: 12
+        return held.nbytes / 2**20
+
+    for _ in range(2):  # also when the process has been larger before
+        size, cost = measured(action)
+        assert size - 1 < cost.memory_mib < size + 4
+    _, cost = measured(lambda: None)
+    assert -1 < cost.memory_mib < 4
 
 
 def test_an_open_random_state_is_drawn_once():
@@ -136,6 +205,8 @@ def test_any_classifier_that_can_unlearn_is_compared():
         "unlearn, Prior()",
     ]
     assert all(np.isnan(r["weight_distance"]) for r in table.rows)
+    assert all(np.isnan(r["relearn_epochs"]) for r in table.rows)
+    assert np.isnan([r["passes"] for r in table.rows[1:]]).all()
     assert table.rows[2]["prediction_distance"] == 0 < table.rows[0]["prediction_distance"]
 
 
