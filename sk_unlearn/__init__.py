@@ -4,6 +4,7 @@ from .certificate import Assumption, Certificate, Status
 from .estimator import CertifiedNeuralClassifier
 from .model_selection import make_unlearning_scorer
 from .pipeline import UnlearningPipeline, unlearn
+from .regressor import CertifiedNeuralRegressor
 from .sharded import ShardedClassifier
 
 __version__ = "0.1.0"
@@ -12,6 +13,7 @@ __all__ = [
     "Assumption",
     "Certificate",
     "CertifiedNeuralClassifier",
+    "CertifiedNeuralRegressor",
     "ShardedClassifier",
     "Status",
     "UnlearningPipeline",

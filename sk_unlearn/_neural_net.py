@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.base import is_regressor
 from sklearn.utils.validation import validate_data
 from skorch import NeuralNet
 from skorch.utils import is_dataset
@@ -24,6 +25,7 @@ from ._training import TrainingMixin
 from ._unlearning import UnlearningMixin
 from ._validation import check_fit_keywords
 from .methods import UnlearningMethod
+from .modules import LinearHead, LinearRegressor
 
 
 class CertifiedNeuralNet(
@@ -191,6 +193,14 @@ class CertifiedNeuralNet(
     @torch.no_grad()
     def _check_output(self, rows: TrainingRows) -> None:
         self.module_.eval()
+        if isinstance(self.module_, LinearHead):
+            numbers = isinstance(self.module_, LinearRegressor)
+            if numbers != is_regressor(self):
+                raise ValueError(
+                    f"{type(self.module_).__name__} is a head for "
+                    f"{'numbers' if numbers else 'classes'}; {type(self).__name__} needs "
+                    f"{'LinearHead or RidgeHead' if numbers else 'LinearRegressor'}"
+                )
         output = self._first(self.infer(torch.as_tensor(rows.X[:2])))
         wanted = (min(2, len(rows)), self._n_outputs())
         if tuple(output.shape) != wanted:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from sklearn.base import is_regressor
 from skorch.history import History
 
 from ._plan import announced
@@ -248,14 +249,14 @@ class UnlearningMixin:
         return vars(twin)
 
     def _hint(self) -> None:
+        numbers = is_regressor(self)
         if self.method == "auto" and isinstance(self.method_, Retrain) and not self.n_releases_:
             warnings.warn(
                 "method='auto' retrains from scratch, which is exact: no cheaper method is "
-                "proved to "
-                f"keep the accuracy of {type(self.module_).__name__}. For deletion without "
-                "retraining use module=LinearHead on fixed features (method=Residual(), formal); "
-                "OutputPerturbation() covers any module and destroys most. Say method=Retrain() to "
-                "silence this.",
+                f"proved to keep the accuracy of {type(self.module_).__name__}. For deletion "
+                f"without retraining use module={'LinearRegressor' if numbers else 'LinearHead'} "
+                "on fixed features (formal); OutputPerturbation() covers any module and destroys "
+                "most. Say method=Retrain() to silence this.",
                 UnlearningWarning,
                 stacklevel=3,
             )

@@ -149,7 +149,7 @@ def resolve_method(method: Any, module: Any, criterion: Any, setting: Any) -> Un
 
 def _choose_method(module: Any, criterion: Any, setting: Any) -> UnlearningMethod:
     """Return the cheapest method that is proved to keep the accuracy, or retraining."""
-    for method in (Residual(), Analytic()):
+    for method in (Analytic(), Residual()):
         try:
             method.check(module, criterion, setting)
         except NotApplicableError:

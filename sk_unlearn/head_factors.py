@@ -14,8 +14,8 @@ from .head_risk import HeadRisk
 class HeadFactors:
     """Cholesky factors of the Hessian blocks of a head, one for each class or one for all.
 
-    For one-vs-rest heads the blocks are the Hessian; for the softmax loss they are its
-    diagonal blocks, a preconditioner.
+    For losses that are a sum over the heads the blocks are the Hessian, and for squares one and
+    the same; for the softmax loss they are its diagonal blocks, a preconditioner.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class HeadFactors:
         if d * d * 8 > max_bytes:
             return None
         weights = risk.curvature(W)
-        per_class = n_classes * d * d * 8 <= max_bytes
+        per_class = n_classes * d * d * 8 <= max_bytes and not risk.loss.constant
         if not per_class:
             weights = weights.mean(axis=1, keepdims=True)
         return cls(tuple(_factor(risk, column) for column in weights.T), per_class)

@@ -20,15 +20,15 @@ class HeadRisk:
     ----------
     X : ndarray of shape (n, ...)
         Features; flattened, and a constant column is appended for the bias.
-    y : ndarray of shape (n,)
-        Class indices.
+    y : ndarray of shape (n,), or (n, K)
+        Class indices; targets for the squared loss.
     n_classes : int
         Number of heads K.
     lam : float
         Coefficient of the penalty on all weights, the bias too.
     reference : ndarray of shape (K, d + 1)
         Centre of the penalty.
-    multi_class : {"ovr", "multinomial"}
+    multi_class : {"ovr", "multinomial", "squared"}
         Which loss.
     """
 
@@ -98,7 +98,7 @@ class HeadRisk:
         return bounds.computed_norm_bound(norm, W.size, rounding), rounding, gradient
 
     def curvature(self, W: np.ndarray) -> np.ndarray:
-        """Return each row's curvature in each logit, (n, K): the Hessian's own for "ovr"."""
+        """Return each row's curvature in each logit, (n, K): the Hessian's own if separable."""
         return self.loss.diagonal(self.X @ W.T)
 
     def hessian_product(self, W: np.ndarray):

@@ -65,7 +65,8 @@ def delete(
     solve = _without_rows(solved, deleted, n_u + n_r)
     W = solved.weights
     points, steps = [W], [n_u / n_r * solve(deleted.gradient(W))]
-    groups = len(W) if retained.multi_class == "ovr" and solved.factors.per_class else 1
+    exact = solved.factors.per_class or retained.loss.constant
+    groups = len(W) if retained.loss.separable and exact else 1
     best = None
     for n_passes in range(1, _MAX_PASSES + 1):
         W = _mix(points, steps, groups)
@@ -85,10 +86,10 @@ def _without_rows(solved: SolvedHead, deleted: HeadRisk, n_rows: int):
 
     For each class only the rows that bend its loss count, at most 100 of them.
     """
-    factors = solved.factors
-    if not factors.per_class:
+    factors, n_classes = solved.factors, len(solved.weights)
+    if not (factors.per_class or deleted.loss.constant):
         return factors.solve
-    curvature = deleted.curvature(solved.weights)
+    curvature = deleted.curvature(solved.weights)[:, : len(factors.factors)]
     shrink = (n_rows - len(deleted.y)) / n_rows
     corrections = []
     for factor, weights in zip(factors.factors, curvature.T, strict=True):
@@ -97,6 +98,8 @@ def _without_rows(solved: SolvedHead, deleted: HeadRisk, n_rows: int):
         V = deleted.X[rows] * np.sqrt(weights[rows] / n_rows)[:, None]
         Z = cho_solve(factor, V.T, check_finite=False)
         corrections.append((V, np.linalg.solve(np.eye(len(rows)) - V @ Z, Z.T)))
+    if not factors.per_class:
+        corrections *= n_classes
 
     def solve(gradient: np.ndarray) -> np.ndarray:
         plain = factors.solve(gradient)

@@ -12,7 +12,18 @@ Map = Callable[[np.ndarray], np.ndarray]
 
 
 class LogitLoss(ABC):
-    """A loss of the logits (n, K) of rows with class indices (n,), convex in each row's logits."""
+    """A loss of the logits (n, K) of rows with class indices (n,), convex in each row's logits.
+
+    Attributes
+    ----------
+    separable : bool
+        Whether it is a sum over the heads.
+    constant : bool
+        Whether its Hessian is the same for all rows, logits and heads: the identity.
+    """
+
+    separable = False
+    constant = False
 
     @abstractmethod
     def values(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -39,6 +50,8 @@ class LogitLoss(ABC):
 
 class OneVsRest(LogitLoss):
     """Binary log-loss of each head, summed; the Hessian of a row is diagonal."""
+
+    separable = True
 
     def values(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return the loss of each row, (n,)."""
@@ -82,4 +95,35 @@ class Softmax(LogitLoss):
         return lambda Z: P * (Z - np.sum(P * Z, axis=1, keepdims=True))
 
 
-LOSSES: dict[str, LogitLoss] = {"ovr": OneVsRest(), "multinomial": Softmax()}
+class HalfSquares(LogitLoss):
+    """Half the squared distance of the outputs to targets (n, K), which stand for the labels."""
+
+    separable = True
+    constant = True
+
+    def values(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the loss of each row, (n,)."""
+        return 0.5 * np.square(logits - y).sum(axis=1)
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return the outputs themselves."""
+        return logits
+
+    def residuals(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the outputs less the targets, (n, K), one rounding each."""
+        return logits - y
+
+    def diagonal(self, logits: np.ndarray) -> np.ndarray:
+        """Return ones."""
+        return np.ones_like(logits)
+
+    def curve(self, logits: np.ndarray) -> Map:
+        """Return the identity."""
+        return lambda Z: Z
+
+
+LOSSES: dict[str, LogitLoss] = {
+    "ovr": OneVsRest(),
+    "multinomial": Softmax(),
+    "squared": HalfSquares(),
+}

@@ -1,17 +1,25 @@
-"""skorch's own tests of its classifier, run with ours in its place.
+"""skorch's own tests of its classifier and regressor, run with ours in their place.
 
 Where we mean to differ, the test is replaced by one that says how and why.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import BaggingRegressor
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
+from skorch.dataset import ValidSplit
+from skorch.exceptions import NotInitializedError
 from skorch.tests.conftest import *  # noqa: F403
 from skorch.tests.test_classifier import TestNeuralNet as SkorchTests
+from skorch.tests.test_regressor import TestNeuralNetRegressor as SkorchRegressorTests
 
-from sk_unlearn import CertifiedNeuralClassifier
+from sk_unlearn import CertifiedNeuralClassifier, CertifiedNeuralRegressor
 
 
 class TestOurNet(SkorchTests):
@@ -70,3 +78,48 @@ class TestOurNet(SkorchTests):
         """An empty list declares no class, so fit refuses it; skorch hides ``classes_``."""
         with pytest.raises(ValueError, match="at least 2 classes"):
             net_cls(module_cls, max_epochs=0, classes=classes).fit(*data)
+
+
+class TestOurRegressor(SkorchRegressorTests):
+    @pytest.fixture(scope="module")
+    def net_cls(self):
+        """Ours, with skorch's default of a validation split."""
+        return partial(CertifiedNeuralRegressor, train_split=ValidSplit(5), C=1e3)
+
+    @pytest.mark.parametrize("method", ["predict", "forward", "forward_iter"])
+    def test_not_init_raises(self, net_cls, module_cls, data, method):
+        """The message has our name in it."""
+        with pytest.raises(NotInitializedError, match="This CertifiedNeuralRegressor instance"):
+            list(getattr(net_cls(module_cls), method)(data[0]))
+
+    def test_not_fitted_raises(self, net_cls, module_cls):
+        with pytest.raises(NotFittedError, match="This CertifiedNeuralRegressor instance"):
+            check_is_fitted(net_cls(module_cls))
+
+    def test_predict_predict_proba(self, net_fit, data):
+        """A regressor of scikit-learn's has no predict_proba; skorch's returns predictions."""
+        assert not hasattr(net_fit, "predict_proba")
+        assert net_fit.score(*data) > 0.2
+
+    def test_dimension_mismatch_warning(self, net_cls, module_cls, data, recwarn):
+        """Outputs (n, 1) are right for targets (n,), and nothing is broadcast."""
+        X, y = data
+        net = net_cls(module_cls, random_state=0).fit(X[:100], y[:100].ravel())
+        column = net_cls(module_cls, random_state=0).fit(X[:100], y[:100])
+        np.testing.assert_allclose(net.predict(X), column.predict(X)[:, 0], rtol=1e-6)
+        assert not any("broadcast" in str(w.message) for w in recwarn.list)
+
+    def test_fitting_with_1d_target_and_pred(
+        self, net_cls, module_cls, data, module_pred_1d_cls, recwarn
+    ):
+        """Outputs (n,) are refused: the methods compare them with targets as they are."""
+        X, y = data
+        for targets in (y, y.ravel()):
+            with pytest.raises(ValueError, match=r"returned the shape \(2,\)"):
+                net_cls(module_pred_1d_cls).fit(X, targets)
+
+    def test_bagging_regressor(self, net_cls, module_cls, data, module_pred_1d_cls, recwarn):
+        X, y = data
+        bagging = BaggingRegressor(net_cls(module_cls), n_estimators=2, random_state=0)
+        bagging.fit(X[:100], y[:100].ravel())
+        assert not any("broadcast" in str(w.message) for w in recwarn.list)

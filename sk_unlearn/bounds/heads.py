@@ -40,8 +40,10 @@ def head_constants(multi_class: str, n_classes: int, row_norm: float = 1.0) -> H
 
     Parameters
     ----------
-    multi_class : {"ovr", "multinomial"}
+    multi_class : {"ovr", "multinomial", "squared"}
         ``"ovr"``: the sum over the heads of binary log-losses. ``"multinomial"``: softmax.
+        ``"squared"``: half the squared distance to targets, of which nothing is known: the
+        gradient and the loss at zero have no bound, so those two constants are infinite.
     n_classes : int
         K, the number of heads (two classes: two heads).
     row_norm : float
@@ -80,8 +82,10 @@ def head_constants(multi_class: str, n_classes: int, row_norm: float = 1.0) -> H
     >>> round(head_constants("multinomial", 10).hessian_lipschitz, 5)
     0.27217
     """
-    heads = count("n_classes", n_classes, at_least=1 if multi_class == "ovr" else 2)
+    heads = count("n_classes", n_classes, at_least=2 if multi_class == "multinomial" else 1)
     norm = exact("row_norm", row_norm, above=0)
+    if multi_class == "squared":
+        return HeadConstants(inf, round_up(norm**2), 0.0, inf, round_up(norm))
     if multi_class == "ovr":
         lipschitz, smoothness, third = sqrt_up(Fraction(heads)), Fraction(1, 4), Fraction(1, 108)
         reference = heads * Fraction(nextafter(log(2.0), inf))
@@ -89,7 +93,7 @@ def head_constants(multi_class: str, n_classes: int, row_norm: float = 1.0) -> H
         lipschitz, smoothness, third = sqrt_up(Fraction(2)), Fraction(1, 2), Fraction(2, 27)
         reference = Fraction(nextafter(log(heads), inf))
     else:
-        raise ValueError(f"multi_class={multi_class!r}; choose 'ovr' or 'multinomial'")
+        raise ValueError(f"multi_class={multi_class!r}; choose 'ovr', 'multinomial' or 'squared'")
     return HeadConstants(
         lipschitz=round_up(lipschitz * norm),
         smoothness=round_up(smoothness * norm**2),

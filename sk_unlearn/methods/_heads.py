@@ -36,6 +36,11 @@ def check_head(method: Any, module: nn.Module, criterion: nn.Module, setting: Se
     reason = Residual.obstacle(module, criterion, setting)
     if reason:
         raise NotApplicableError(f"{name} does not apply: {reason}")
+    if module.multi_class == "squared":
+        raise NotApplicableError(
+            f"{name} does not apply: the gradient of the squared loss has no bound that is known "
+            "beforehand, and the noise would depend on one (T13); use Analytic() or Residual()"
+        )
     for parameter in ("row_norm", "max_fraction", "tol"):
         require_number(name, parameter, getattr(method, parameter))
     if method.multi_class != module.multi_class:

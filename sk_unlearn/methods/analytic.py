@@ -13,7 +13,7 @@ from .. import bounds
 from ..assumptions import Assumption, Status
 from ..events import Event, GaussianRelease
 from ..exceptions import NotApplicableError, ToleranceNotReachedError
-from ..modules import RidgeHead
+from ..modules import LinearRegressor, RidgeHead
 from . import _heads
 from ._checks import require_number
 from .base import OneShotMethod, Outcome, Problem, Rows, Setting
@@ -47,28 +47,28 @@ class RidgeSums:
 
     @classmethod
     def of(cls, rows: Rows, n_classes: int) -> RidgeSums:
-        """Sum over rows, float64, in blocks.
+        """Sum over rows, float64, in blocks; targets +1 and -1 for class indices.
 
         Products of float32 numbers are exact in float64. A sum of b numbers in each of m blocks,
         and then over the blocks, is within ``gamma_{b+m}`` of the sum of the absolute values
         (Higham 2002, sec. 3.1), whose Frobenius norm is at most ``sum ||x||^2`` for the Gram
-        matrix and ``sqrt K sum ||x||`` for the cross products.
+        matrix and ``sqrt(sum ||t||^2 sum ||x||^2)`` for the cross products.
         """
         flat = rows.X.reshape(len(rows), -1)
         d = flat.shape[1] + 1
-        gram, cross = np.zeros((d, d)), np.zeros((n_classes, d))
+        gram, cross, targets = np.zeros((d, d)), np.zeros((n_classes, d)), 0.0
         starts = range(0, len(rows), _BLOCK)
         for start in starts:
             part = flat[start : start + _BLOCK]
             X = np.ones((len(part), d))
             X[:, :-1] = part
-            T = np.full((len(part), n_classes), -1.0)
-            T[np.arange(len(part)), rows.y[start : start + _BLOCK]] = 1.0
+            T = _targets(rows.y[start : start + _BLOCK], n_classes)
             gram += X.T @ X
             cross += T.T @ X
+            targets += float(np.vdot(T, T))
         relative = _heads.gamma(min(len(rows), _BLOCK) + len(starts))
         squares = _heads.SLACK * float(np.trace(gram))
-        lengths = _heads.SLACK * sqrt(len(rows) * squares * n_classes)
+        lengths = _heads.SLACK * sqrt(targets * squares)
         return cls(gram, cross, relative * squares, relative * lengths, len(rows))
 
     def without(self, other: RidgeSums) -> RidgeSums:
@@ -122,8 +122,17 @@ class RidgeSums:
         return _heads.SLACK * (upper(gradient) + rounding + stored), gradient
 
 
+def _targets(y: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return the targets (n, K): as they are, or +1 for a row's class and -1 for the others."""
+    if y.dtype.kind == "f":
+        return y.astype(np.float64)
+    targets = np.full((len(y), n_classes), -1.0)
+    targets[np.arange(len(y)), y] = 1.0
+    return targets
+
+
 class Analytic(OneShotMethod):
-    r"""Ridge classification in closed form, deletion without a pass over the rows that stay (T17).
+    r"""Ridge in closed form, deletion without a pass over the rows that stay (T17).
 
     ``fit`` sums the products of the rows; a deletion subtracts those of the deleted rows,
     ``O(n_u d^2)``, and factors the system again, ``O(d^3)``, whatever n is. (The penalty is of
@@ -138,7 +147,8 @@ class Analytic(OneShotMethod):
     that are left. Where rounding outgrows :math:`\tau`, as after deleting nearly all rows, that
     is done at once.
 
-    Applies to :class:`sk_unlearn.modules.RidgeHead` with ``lam > 0``.
+    Applies with ``lam > 0`` to :class:`sk_unlearn.modules.LinearRegressor`, and for classes to
+    :class:`sk_unlearn.modules.RidgeHead`.
 
     Parameters
     ----------
@@ -177,10 +187,10 @@ class Analytic(OneShotMethod):
 
     def check(self, module: nn.Module, criterion: nn.Module, setting: Setting) -> None:
         """Refuse what (T17) does not cover."""
-        if type(module) is not RidgeHead:
+        if type(module) not in (RidgeHead, LinearRegressor):
             raise NotApplicableError(
                 f"Analytic does not apply to {type(module).__name__}: the closed form is that of "
-                "least squares; use sk_unlearn.modules.RidgeHead"
+                "least squares; use sk_unlearn.modules.RidgeHead, or LinearRegressor for numbers"
             )
         if type(criterion) is not type(module.criterion()):
             raise NotApplicableError(
@@ -201,7 +211,8 @@ class Analytic(OneShotMethod):
         if 8 * d * d > _MAX_BYTES:
             raise NotApplicableError(
                 f"the Gram matrix of {d} features takes {8 * d * d / 2**30:.1f} GiB, above "
-                f"{_MAX_BYTES / 2**30:g}; use fewer features, or LinearHead with Residual"
+                f"{_MAX_BYTES / 2**30:g}; use fewer features, or LinearHead (LinearRegressor) with "
+                "Residual"
             )
         if self.tol is not None and self.noise_std not in (None, 0.01):
             raise NotApplicableError(

@@ -27,7 +27,7 @@ class Setting:
     lam, C : float
         Coefficient of the L2 penalty; radius of the ball around the anchor.
     n_parameters, n_classes : int
-        Trainable weights; classes.
+        Trainable weights; outputs of the module: classes, or a regressor's targets.
     parameter_names : tuple of str
         Names of the trainable tensors, in their order.
     """
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows: ``X`` float32 (n, ...), ``y`` class indices (n,)."""
+    """Training rows: ``X`` float32 (n, ...), ``y`` class indices (n,) or targets (n, k) float32."""
 
     X: np.ndarray
     y: np.ndarray

@@ -19,7 +19,7 @@ from ..exceptions import NotApplicableError, ToleranceNotReachedError, Unlearnin
 from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
 from ..head_update import SolvedHead, delete
-from ..modules import LinearHead
+from ..modules import LinearHead, LinearRegressor
 from ._checks import require_count, require_state
 from .base import OneShotMethod, Outcome, Problem, Rows, Setting
 
@@ -35,7 +35,8 @@ class Residual(OneShotMethod):
     :math:`2\tau/\mathrm{lam}` apart (Euclidean norm over all heads together), whatever was
     deleted and however much. :math:`\tau` is declared before any row is looked at.
 
-    Applies to :class:`sk_unlearn.modules.LinearHead` with ``lam > 0``. ``fit`` solves in
+    Applies to :class:`sk_unlearn.modules.LinearHead` and
+    :class:`sk_unlearn.modules.LinearRegressor` with ``lam > 0``. ``fit`` solves in
     float64 and takes no gradient steps.
 
     Parameters
@@ -115,10 +116,11 @@ class Residual(OneShotMethod):
     @staticmethod
     def obstacle(module: nn.Module, criterion: nn.Module, setting: Setting) -> str | None:
         """Return why (T12) does not cover this setting, or None when it does."""
-        if type(module) is not LinearHead:
+        if type(module) not in (LinearHead, LinearRegressor):
             return (
                 f"{type(module).__name__} is not known to be affine in its trainable parameters; "
-                "use sk_unlearn.modules.LinearHead, or method=Retrain()"
+                "use sk_unlearn.modules.LinearHead (LinearRegressor for numbers), or "
+                "method=Retrain()"
             )
         if setting.lam <= 0:
             return f"lam={setting.lam} leaves the objective without strong convexity; use lam > 0"

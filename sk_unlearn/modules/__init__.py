@@ -9,11 +9,14 @@ from .networks import (
     RidgeHead,
     SquaredOneVsRestLoss,
 )
+from .regression import HalfSquaredLoss, LinearRegressor
 
 __all__ = [
     "MLP",
     "AllCNN",
+    "HalfSquaredLoss",
     "LinearHead",
+    "LinearRegressor",
     "OneVsRestLoss",
     "ResNet18",
     "RidgeHead",
