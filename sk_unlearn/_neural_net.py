@@ -21,6 +21,7 @@ from ._fine_tuning import FineTuningMixin
 from ._net import CertifiedNetMixin
 from ._plan import PlanMixin
 from ._rows import TrainingRows, as_ids
+from ._saving import SavingMixin
 from ._training import TrainingMixin
 from ._unlearning import UnlearningMixin
 from ._validation import check_fit_keywords
@@ -29,7 +30,13 @@ from .modules import LinearHead, LinearRegressor
 
 
 class CertifiedNeuralNet(
-    UnlearningMixin, ControlMixin, PlanMixin, FineTuningMixin, TrainingMixin, CertifiedNetMixin
+    UnlearningMixin,
+    ControlMixin,
+    PlanMixin,
+    SavingMixin,
+    FineTuningMixin,
+    TrainingMixin,
+    CertifiedNetMixin,
 ):
     """A skorch net that can forget, whatever its targets are; to be mixed with one of skorch's."""
 

@@ -51,5 +51,9 @@ class LedgerLockedError(LedgerError):
     """Another process holds the deletion ledger."""
 
 
+class SavedNetError(SkUnlearnError, ValueError):
+    """A net cannot be saved, or a file is not the saved net that was asked for."""
+
+
 class UnlearningWarning(UserWarning):
     """Something that the reader of a certificate should know, and that is not an error."""

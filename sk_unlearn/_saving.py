@@ -1,0 +1,323 @@
+"""``save`` and ``load``: a net as numbers and names, without a pickle."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from ._net_file import as_path, read, write
+from ._plain_values import NotPlainError, decode, encode
+from ._rows import TrainingRows
+from .certificate import Certificate
+from .exceptions import DeletionRequestError, SavedNetError, SkUnlearnError
+
+# Held in tensors, rebuilt from the parameters, or not to be kept: no weight of before, no row.
+_APART = frozenset(
+    "module_ criterion_ reference_ rows_ certificate_ fit_config_ ledger_ queue_ method_state_ "
+    "optimizer_ history_ callbacks_ rng_state_ virtual_params_ init_context_ initialized_".split()
+)
+_ATTRIBUTE = re.compile(r"[a-zA-Z]\w*(?<!_)_")
+_MAY_MOVE = ("device", "ledger", "verbose")
+
+
+class SavingMixin:
+    """``save`` and ``load`` for a net with ``unlearn``."""
+
+    def save(self, path: str | os.PathLike[str], *, include_data: bool = False) -> Self:
+        """Write the fitted net to one file, from which :meth:`load` needs no pickle.
+
+        The file is in the safetensors format: weights, buffers and, if asked for, the training
+        rows; and one JSON record with the parameters, what fit found out, the certificate and
+        the entries of a ledger in memory (of a ledger in a file, its path and head; its key
+        stays where it is). Left out, and rebuilt when they are needed: optimizer state, history,
+        generator state and what a method prepared from un-noised weights.
+
+        It is written to a temporary file, synchronised and renamed (mode 0600): a crash leaves
+        the older file or the new one. Its SHA-256 shows damage. It is no signature: who can
+        write the file can write the checksum.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write; an older one is replaced.
+        include_data : bool
+            Store the training rows and sample ids too. Without them the loaded net has
+            ``store_data=False``: the next deletion asks for ``X_r, y_r``.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before fit.
+        DeletionRequestError
+            If rows are to be included and this net keeps none; if requests are queued that only
+            the rows and the ledger in memory know.
+        SavedNetError
+            If something that a subclass or module added has no plain form.
+        OSError
+            If the file cannot be written.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from sklearn.datasets import load_iris
+        >>> from sk_unlearn import CertifiedNeuralClassifier
+        >>> from sk_unlearn.modules import LinearHead
+        >>> X, y = load_iris(return_X_y=True)
+        >>> clf = CertifiedNeuralClassifier(LinearHead, C=100.0).fit(X, y).unlearn(X[:2], y[:2])
+        >>> with TemporaryDirectory() as folder:
+        ...     path = f"{folder}/net.safetensors"
+        ...     loaded = CertifiedNeuralClassifier.load(clf.save(path) and path)
+        >>> loaded.unlearn(X[2:4], y[2:4], X_r=X[4:], y_r=y[4:]).certificate_.n_retained
+        146
+        """
+        self.check_is_fitted()
+        if include_data and self.rows_ is None:
+            raise DeletionRequestError("this net keeps no training rows: include_data=False")
+        tensors = _named("module", self.module_.state_dict())
+        tensors |= _named("criterion", self.criterion_.state_dict())
+        tensors |= _named("reference", dict(enumerate(self.reference_ or ())))
+        record = {
+            "class": type(self).__name__,
+            "configuration": _parameters(self.fit_config_),
+            "parameters": _parameters(self.get_params(deep=False)),
+            "attributes": self._plain_attributes(),
+            "trainable": [n for n, p in self.module_.named_parameters() if p.requires_grad],
+            "centred": self.reference_ is not None,
+            "certificate": self.certificate_.to_json() if hasattr(self, "certificate_") else None,
+            "state": self.method_state_ if type(self.method_state_) is int else None,
+            "rows": None,
+        }
+        if include_data:
+            rows = self.rows_
+            tensors |= {"rows.X": torch.as_tensor(rows.X), "rows.y": torch.as_tensor(rows.y)}
+            record["rows"] = {"sample_ids": encode(rows.sample_ids)}
+        write(as_path(path), tensors, record)
+        return self
+
+    def _plain_attributes(self) -> dict[str, Any]:
+        out = {}
+        for name, value in vars(self).items():
+            if name.endswith("_") and name not in _APART:
+                try:
+                    out[name] = encode(value)
+                except NotPlainError as error:
+                    raise SavedNetError(
+                        f"the attribute {name} cannot be saved: it is {error}"
+                    ) from error
+        return out
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **given: Any) -> Self:
+        """Read a net that :meth:`save` wrote.
+
+        Nothing in the file is executed or imported. Classes are known by name if they are of
+        sk_unlearn, torch.nn, torch.optim, torch.utils.data or skorch, and are loaded; anything
+        else, such as a module of your own, or an instance, is to be given again.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        **given
+            Parameters that the file only describes, such as ``module=MyNet``; and, to change
+            them on the way, ``device``, ``ledger`` or ``verbose``.
+
+        Returns
+        -------
+        CertifiedNeuralClassifier
+            Predicts what the saved net predicted, to the last bit.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        SavedNetError
+            If it is damaged, cut off, of another class or format, or a parameter is missing or
+            does not fit the weights.
+        LedgerError
+            If the ledger's file is missing or does not contain what it did.
+        """
+        path = as_path(path)
+        tensors, record = read(path)
+        try:
+            if record["class"] != cls.__name__:
+                raise SavedNetError(f"{path!r} holds a {record['class']}; use its load")
+            return cls._restored(tensors, record, given)
+        except SkUnlearnError:
+            raise
+        except Exception as error:  # whatever a file that nobody has checked brings about
+            raise SavedNetError(f"{path!r} holds no net that can be built: {error}") from error
+
+    @classmethod
+    def _restored(
+        cls, tensors: dict[str, torch.Tensor], record: dict[str, Any], given: dict[str, Any]
+    ) -> Self:
+        _check_given(given, record["configuration"], record["parameters"])
+        configuration = _merged(record["configuration"], given)
+        net = cls(**(configuration | {"verbose": 0}))
+        attributes = {name: decode(value) for name, value in record["attributes"].items()}
+        strange = [n for n in attributes if not _ATTRIBUTE.fullmatch(n) or n in _APART]
+        if strange:
+            raise SavedNetError(f"{strange[:5]} are no fitted attributes")
+        vars(net).update(attributes, fit_config_=configuration)
+        net._rebuild(tensors, record)
+        net._set_parameters(record, configuration, given)
+        net._set_rows(tensors, record)
+        if record["certificate"] is not None:
+            net.certificate_ = Certificate.from_json(record["certificate"]).verify()
+        return net
+
+    def _rebuild(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        """Build module, criterion and optimizer as fit does, with the weights of the file."""
+        weights = _under("module", tensors)
+        if not isinstance(self.module, nn.Module):
+            _check_size(self, weights)
+        with torch.random.fork_rng():
+            self.initialize()
+        trainable = [n for n, p in self.module_.named_parameters() if p.requires_grad]
+        if trainable != record["trainable"]:
+            raise SavedNetError(
+                f"{type(self.module_).__name__} trains {trainable}, the saved net trained "
+                f"{record['trainable']}: give the module= that was fitted"
+            )
+        _load(self.module_, weights)
+        _load(self.criterion_, _under("criterion", tensors))
+        reference = _under("reference", tensors)
+        parameters = self._trainable()
+        self.reference_ = None
+        if record["centred"]:
+            self.reference_ = [reference[str(i)] for i in range(len(parameters))]
+            if [r.shape for r in self.reference_] != [p.shape for p in parameters]:
+                raise SavedNetError("the anchor has other shapes than the weights")
+        self._initialize_optimizer()
+        self.rng_state_, self.method_state_ = None, record["state"]
+        self._check_method()
+        self.module_.eval()
+
+    def _set_parameters(
+        self, record: dict[str, Any], configuration: dict[str, Any], given: dict[str, Any]
+    ) -> None:
+        now = record["parameters"]
+        changed = {n: v for n, v in now.items() if v != record["configuration"].get(n)}
+        for name in configuration.keys() - now.keys():
+            vars(self).pop(name)
+        vars(self).update(_merged(changed, given))
+        self.verbose = given.get("verbose", decode(now["verbose"]))
+
+    def _set_rows(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        self.rows_ = None
+        if record["rows"] is None:
+            self.store_data = False
+            return
+        X, y = tensors["rows.X"].numpy(), tensors["rows.y"].numpy()
+        ids = decode(record["rows"]["sample_ids"])
+        shapes = (X.shape[1:], len(X), len(X) if ids is None else len(ids))
+        if shapes != (self.input_shape_, len(y), self.n_rows_) or X.dtype != np.float32:
+            raise SavedNetError(f"rows {X.shape}, {y.shape} are not the {self.n_rows_} rows")
+        self.rows_ = TrainingRows(X, y, ids).hashed()
+
+
+def _merged(encoded: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Decode parameters; what the file only describes, and what may move, is the caller's."""
+    values, absent = {}, []
+    for name, value in encoded.items():
+        if name in given:
+            values[name] = given[name]
+            continue
+        try:
+            values[name] = _plain(value)
+        except NotPlainError as error:
+            absent.append(f"{name}= ({error})")
+    if absent:
+        raise SavedNetError(
+            f"the file only describes {', '.join(absent)}: give them to load, as in "
+            f"load(path, {absent[0].partition('=')[0]}=...)"
+        )
+    return values
+
+
+def _check_given(given: dict[str, Any], *parts: dict[str, Any]) -> None:
+    for name in given:
+        described = [_is_described(part[name]) for part in parts if name in part]
+        if not any(described) and not (described and name in _MAY_MOVE):
+            raise SavedNetError(
+                f"{name}={given[name]!r}: the file holds its value, or there is no such parameter; "
+                "use set_params after load"
+            )
+
+
+def _is_described(value: Any) -> bool:
+    try:
+        _plain(value)
+    except NotPlainError:
+        return True
+    return False
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict) and "$missing" in value:
+        raise NotPlainError(value["$missing"])
+    return decode(value)
+
+
+def _parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    out = {}
+    for name, value in parameters.items():
+        try:
+            out[name] = encode(value)
+        except NotPlainError as error:
+            out[name] = {"$missing": str(error)}
+    return out
+
+
+def _named(prefix: str, tensors: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise SavedNetError(f"the {prefix}'s state {name!r} is no tensor and cannot be saved")
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    start = f"{prefix}."
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
+def _forms(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+
+
+def _check_size(net: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Compare the shapes before memory is taken for them, where a module can be built so."""
+    try:
+        with torch.device("meta"):
+            net.initialize_module()
+        forms, kind = _forms(net.module_.state_dict()), type(net.module_)
+    except Exception:
+        return
+    finally:
+        vars(net).pop("module_", None)
+    _compare(forms, weights, kind)
+
+
+def _load(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    _compare(_forms(module.state_dict()), state, type(module))
+    module.load_state_dict(state)
+
+
+def _compare(forms: dict[str, tuple[Any, ...]], state: dict[str, torch.Tensor], kind: Any) -> None:
+    saved = _forms(state)
+    for name in sorted(forms.keys() | saved.keys()):
+        if forms.get(name) != saved.get(name):
+            raise SavedNetError(
+                f"{kind.__name__} has {name!r} as {forms.get(name)}, the file as "
+                f"{saved.get(name)}: give the module= that was fitted"
+            )
