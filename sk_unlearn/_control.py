@@ -62,4 +62,5 @@ class ControlMixin:
         vars(twin).update(vars(self))
         module, criterion = deepcopy((self.module_, self.criterion_))
         vars(twin).update(module_=module, criterion_=criterion, noise_seed=None)
+        twin._leave_ledger()
         return twin

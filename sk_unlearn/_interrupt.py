@@ -1,4 +1,4 @@
-"""Tell a user's Ctrl-C from a callback that stops training."""
+"""Ctrl-C: told from a callback that stops training, and held where two things change as one."""
 
 from __future__ import annotations
 
@@ -30,3 +30,23 @@ def watch_interrupt() -> Iterator[list[int]]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def hold_interrupt() -> Iterator[None]:
+    """Let SIGINT wait until the block is done.
+
+    Only the main thread receives signals; elsewhere nothing needs to be held.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)

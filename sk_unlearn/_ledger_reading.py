@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -15,7 +15,7 @@ from ._ledger_format import COLUMNS, INSERT, SELECT, Head, LedgerEntry, Replay
 from ._ledger_key import DigestKey, digest, key_id, message, write_atomically
 from ._ledger_store import Store
 from ._ledger_verify import verify_entries
-from .exceptions import LedgerError, UnlearningWarning
+from .exceptions import LedgerCorruptError, LedgerError, UnlearningWarning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +70,48 @@ class ReadableLedger:
         for entry in self:
             if entry.certificate is not None:
                 yield Release(entry.sequence, entry.time, entry.request_ids, entry.certificate)
+
+    def since(self, head: tuple[int, str]) -> list[LedgerEntry]:
+        """Return the entries that follow a remembered :attr:`head`.
+
+        Raises
+        ------
+        LedgerCorruptError
+            If the ledger does not hold it: it was cut off or rewritten, or is another one.
+        """
+        known = remembered(head)
+        with self._store.reading() as connection:
+            newer = f"{SELECT} WHERE sequence >= ? ORDER BY sequence"
+            rows = connection.execute(newer, (known.sequence,))
+            entries = [LedgerEntry.from_row(row) for row in rows]
+        if not known.sequence:
+            return entries
+        if [(entry.sequence, entry.hash) for entry in entries[:1]] != [known]:
+            raise LedgerCorruptError(
+                f"entry {known.sequence} of {self!r} is not the one that was remembered: the "
+                "ledger was cut off or rewritten, or it is another one"
+            )
+        return entries[1:]
+
+    def names(self, entry: LedgerEntry, sample_ids: Iterable[Any]) -> list[bool]:
+        """Say of each sample id whether a request in this ledger names it.
+
+        Raises
+        ------
+        LedgerError
+            If the key that digested the ids of `entry` was destroyed: nobody can tell then.
+        """
+        with self._store.explained():
+            key = self._key.read()
+        if not entry.sample_digests:
+            return [False for _ in sample_ids]
+        if key is None or key_id(key) != entry.key_id:
+            raise LedgerError(
+                f"the key that digested the ids of request {entry.request_ids[0]!r} in {self!r} "
+                "was destroyed: nobody can tell whom it names"
+            )
+        digests = frozenset(entry.sample_digests)
+        return [digest(key, message(sample_id)) in digests for sample_id in sample_ids]
 
     def find(self, sample_id: Any) -> list[str]:
         """Return the ids of the requests about a sample id, in their order.

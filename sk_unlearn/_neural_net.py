@@ -53,6 +53,7 @@ class CertifiedNeuralNet(
         anchor: str = "zero",
         method: UnlearningMethod | str = "auto",
         store_data: bool = True,
+        ledger: Any = None,
         noise_seed: int | None = None,
         random_state: Any = None,
         criterion: Any = None,
@@ -102,6 +103,7 @@ class CertifiedNeuralNet(
         self.anchor = anchor
         self.method = method
         self.store_data = store_data
+        self.ledger = ledger
         self.noise_seed = noise_seed
         self.random_state = random_state
         self._keep_parameters_only(kwargs)

@@ -11,18 +11,19 @@ import numpy as np
 from sklearn.base import is_regressor
 from skorch.history import History
 
-from ._plan import announced
+from ._deletions import DeletionsMixin
 from ._rows import TrainingRows
 from ._statement import release_assumptions, release_scope
+from ._validation import check_guarantee
 from .assumptions import Assumption
 from .certificate import Certificate
-from .events import ExactRelease
+from .events import Event, ExactRelease
 from .exceptions import DeletionRequestError, UnlearningWarning
 from .methods import Outcome, Retrain
 from .noise import NoiseSource
 
 
-class UnlearningMixin:
+class UnlearningMixin(DeletionsMixin):
     """``unlearn`` for a net that keeps its training rows in ``rows_``."""
 
     def unlearn(
@@ -42,7 +43,8 @@ class UnlearningMixin:
         """Delete training rows and release a certified model.
 
         Rows are named in exactly one way. Everything happens on a copy: whatever fails,
-        or is interrupted, leaves the net as it was.
+        or is interrupted, leaves the net as it was. Requests that wait (:meth:`request_deletion`)
+        are served by the same release.
 
         Parameters
         ----------
@@ -81,14 +83,28 @@ class UnlearningMixin:
             If the method cannot give the guarantee.
         BudgetExceededError
             If a method with secret state and a horizon has none left for this release (T19).
+        LedgerError
+            If the ledger cannot be read or written.
         """
         self.check_is_fitted()
-        event, epsilon, delta = announced(
-            self.method_, self._setting(), epsilon, delta, self.release_mus_
-        )
-        retained, deleted = self._split_rows(X_u, y_u, indices, sample_ids, X_r, y_r)
-        self._check_remaining(retained, deleted)
+        check_guarantee(1.0 if epsilon is None else epsilon, delta)
+        rows, positions = self._find_rows(X_u, y_u, indices, sample_ids, X_r, y_r)
         self._hint()
+        by_ids, by_content = sample_ids is not None, X_u is not None
+        self._serve(rows, positions, by_ids, by_content, (epsilon, delta, assumptions, scope))
+        return self
+
+    def _release(
+        self,
+        retained: TrainingRows,
+        deleted: TrainingRows,
+        event: Event,
+        epsilon: float,
+        delta: float,
+        assumptions: tuple[Assumption, ...] = (),
+        scope: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Return what this net is after a release; it is not changed here."""
         noise = NoiseSource(self.noise_seed, self.n_releases_)
         problem = self._problem(retained, deleted, lambda: self._refit(retained), noise)
         outcome = self.method_.unlearn(problem, event)
@@ -100,8 +116,7 @@ class UnlearningMixin:
             scope=(*outcome.scope, *scope),
         )
         certificate = self._certify(outcome, problem, epsilon, delta, retained, deleted)
-        vars(self).update(self._released(outcome, retained, certificate))
-        return self
+        return self._released(outcome, retained, certificate)
 
     def refresh(self) -> UnlearningMixin:
         """Prepare for the next deletion, in idle time: a release drops what made it cheap.
@@ -131,9 +146,10 @@ class UnlearningMixin:
         self.method_state_ = self.method_.prepare(problem)[1]
         return self
 
-    def _split_rows(
-        self, X_u: Any, y_u: Any, indices: Any, sample_ids: Any, X_r: Any, y_r: Any
-    ) -> tuple[TrainingRows, TrainingRows]:
+    def _find_rows(
+        self, X_u: Any, y_u: Any, indices: Any, sample_ids: Any, X_r: Any = None, y_r: Any = None
+    ) -> tuple[TrainingRows, np.ndarray]:
+        """Return the present training rows, and the positions of those that are named."""
         by_content = X_u is not None or y_u is not None
         given = [by_content, indices is not None, sample_ids is not None]
         if sum(given) != 1:
@@ -154,11 +170,11 @@ class UnlearningMixin:
             positions = rows.find_indices(indices)
         else:
             positions = rows.find_ids(sample_ids)
-        return rows.without(positions), rows.take(positions)
+        return rows, positions
 
     def _rows_from_caller(
         self, X_u: Any, y_u: Any, X_r: Any, y_r: Any
-    ) -> tuple[TrainingRows, TrainingRows]:
+    ) -> tuple[TrainingRows, np.ndarray]:
         if X_u is None or X_r is None:
             raise DeletionRequestError(
                 "this net keeps no training rows (store_data=False): pass the rows to delete as "
@@ -172,6 +188,16 @@ class UnlearningMixin:
                 f"{len(deleted)} rows to delete and {len(retained)} that stay are not the "
                 f"{self.n_rows_} rows of the training set"
             )
+        X = np.concatenate([deleted.X, retained.X])
+        y = np.concatenate([deleted.y, retained.y])
+        return TrainingRows(X, y), np.arange(len(deleted))
+
+    def _split(
+        self, rows: TrainingRows, positions: np.ndarray
+    ) -> tuple[TrainingRows, TrainingRows]:
+        """Return the rows that stay and those that go, if that is a request to serve."""
+        retained, deleted = rows.without(positions), rows.take(positions)
+        self._check_remaining(retained, deleted)
         return retained, deleted
 
     def _request_rows(self, X: Any, y: Any, X_name: str, y_name: str) -> TrainingRows:

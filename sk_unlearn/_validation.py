@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
@@ -95,6 +96,8 @@ def check_hyperparameters(net: Any) -> None:
         _integer(net.noise_seed, "noise_seed", "None or a whole number >= 0", lambda v: v >= 0)
     if net.anchor not in ("zero", "init"):
         raise ValueError(f"anchor={net.anchor!r}; choose 'zero' or 'init'")
+    if net.ledger is not None and not isinstance(net.ledger, str | os.PathLike):
+        raise ValueError(f"ledger={net.ledger!r}; give a path, or None for a ledger in memory")
     reduction = getattr(net.criterion, "reduction", "mean")
     if reduction != "mean":
         raise ValueError(

@@ -45,6 +45,9 @@ class CertifiedNeuralClassifier(CertifiedNeuralNet, NeuralNetClassifier):
     store_data : bool
         Keep the training rows, so that they can be found and trained on again. Without
         them ``unlearn`` needs ``X_r, y_r``.
+    ledger : str, path-like or None
+        File of the :class:`~sk_unlearn.ledger.DeletionLedger` that records every deletion; made
+        by the first one. None keeps it in memory, and pickles it with the net.
     noise_seed : int or None
         None draws noise from the operating system. A seed makes it reproducible, and the
         certificate conditional on its secrecy.
@@ -67,6 +70,8 @@ use_caching, torch_load_kwargs, **kwargs
         Labels.
     certificate_ : Certificate
         What is promised about the last release; set by :meth:`unlearn`.
+    ledger_ : DeletionLedger
+        Every request, what became of it, and every certificate.
     method_ : UnlearningMethod
         The method in use.
     module_ : torch module

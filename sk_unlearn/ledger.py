@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from ._ledger_arguments import many_request_ids, note, row_count, text
+from ._ledger_arguments import many_request_ids, note, remembered, row_count, text
 from ._ledger_format import (
     FAILED,
     INSERT,
@@ -122,7 +122,13 @@ class DeletionLedger(ReadableLedger):
         self._append(REQUESTED, (request_id,), n_rows=count, messages=messages, detail=content)
         return request_id
 
-    def released(self, request_ids: str | Iterable[str], certificate: Certificate | str) -> None:
+    def released(
+        self,
+        request_ids: str | Iterable[str],
+        certificate: Certificate | str,
+        detail: str | Mapping[str, Any] | None = None,
+        after: tuple[int, str] | None = None,
+    ) -> bool:
         """Record that one release served pending requests.
 
         Parameters
@@ -131,6 +137,15 @@ class DeletionLedger(ReadableLedger):
             Pending requests, for example :meth:`pending`.
         certificate : Certificate or str
             The operator's copy, or its JSON text.
+        detail : str or mapping, default=None
+            A note, stored as JSON. Never a feature value or a label.
+        after : (int, str), default=None
+            Record it only if the ledger still ends with this :attr:`head`.
+
+        Returns
+        -------
+        bool
+            Whether it was recorded: False only if another entry has followed `after`.
 
         Raises
         ------
@@ -139,10 +154,11 @@ class DeletionLedger(ReadableLedger):
         LedgerError
             If a request is unknown or not pending; nothing was recorded then.
         """
-        ids = many_request_ids(request_ids)
+        ids, added = many_request_ids(request_ids), note(detail)
         content = certificate if isinstance(certificate, str) else certificate.to_json()
         Certificate.from_json(text("certificate", content)).verify()
-        self._append(RELEASED, ids, certificate=content)
+        end = None if after is None else remembered(after)
+        return self._append(RELEASED, ids, certificate=content, detail=added, after=end)
 
     def refused(self, request_ids: str | Iterable[str], reason: str) -> None:
         """Record that pending requests will not be served, and why.
@@ -184,10 +200,13 @@ class DeletionLedger(ReadableLedger):
         messages: set[bytes] | None = None,
         detail: str | None = None,
         certificate: str | None = None,
-    ) -> None:
+        after: Head | None = None,
+    ) -> bool:
         with LOCK:
             with self._store.writing() as connection:
                 self._replay.catch_up(connection)
+                if after not in (None, self._replay.head):
+                    return False
                 objection = self._replay.objection(state, request_ids)
                 if objection:
                     raise LedgerError(f"{objection}; nothing was recorded")
@@ -213,6 +232,7 @@ class DeletionLedger(ReadableLedger):
                 row = (*values, entry_hash(values))
                 connection.execute(INSERT, row)
             self._replay.advance(row)
+        return True
 
 
 def _utc_now() -> str:

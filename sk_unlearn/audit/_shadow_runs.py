@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
 from ._confidence import logit_confidence
-from ._worlds import check_forget, set_noise_seed
+from ._worlds import check_forget, set_noise_seed, unrecorded
 
 FloatArray = NDArray[np.float64]
 
@@ -136,7 +135,7 @@ class _Plan:
         kept = rng.choice(self.others, n_others, replace=False)
         rows = np.concatenate([self.targets[with_targets], kept])
         order = rng.permutation(len(rows))
-        model = clone(self.estimator, safe=False).fit(self.X[rows[order]], self.y[rows[order]])
+        model = unrecorded(self.estimator).fit(self.X[rows[order]], self.y[rows[order]])
         if self.delete:
             set_noise_seed(model, seed)
             gone = np.flatnonzero(order < with_targets.sum()).tolist()

@@ -1,4 +1,4 @@
-"""What every way to run both worlds needs: which rows are meant, and noise of its own."""
+"""What every way to run both worlds needs: which rows are meant, noise of its own, no record."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+
+
+def unrecorded(estimator: Any) -> Any:
+    """Return a clone whose trial deletions stand in no ledger file and count in no budget."""
+    base = clone(estimator, safe=False)
+    params = base.get_params() if hasattr(base, "get_params") else {}
+    names = [name for name in params if name.split("__")[-1] in ("ledger", "budget")]
+    return base.set_params(**dict.fromkeys(names)) if names else base
 
 
 def set_noise_seed(estimator: Any, seed: int) -> None:

@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 
 from ._costs import NOTHING, Cost, Lesson, measured
 from ._views import weights
-from ._worlds import check_forget
+from ._worlds import check_forget, unrecorded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +202,7 @@ def calibration_error(
 
 def _with_fixed_initialisation(estimator: Any) -> tuple[Any, Any]:
     """Return a clone with a fixed ``random_state`` and one with another; None without any."""
-    base = clone(estimator)
+    base = unrecorded(estimator)
     params = base.get_params()
     names = [name for name in params if name.split("__")[-1] == "random_state"]
     if not names:

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
 from ..accounting import gaussian_epsilon
 from ..events import PoissonSampledTraining
 from ._views import VIEWS, make_view, score_runs
-from ._worlds import check_forget, set_noise_seed
+from ._worlds import check_forget, set_noise_seed, unrecorded
 from .lower_bounds import epsilon_lower_bound, mu_lower_bound
 
 __all__ = ["AuditResult", "audit_unlearning"]
@@ -261,7 +260,7 @@ class _World:
         return np.array(seen), certificate, center()
 
     def _fit(self) -> Any:
-        return clone(self.estimator, safe=False).fit(self.X, self.y)
+        return unrecorded(self.estimator).fit(self.X, self.y)
 
 
 def _keep_center(fitted: Any) -> Callable[[], FloatArray | None]:
