@@ -234,6 +234,12 @@ BudgetExceededError
         for request_id in added:
             free = np.setdiff1d(np.arange(len(rows)), _union(queue))
             found = find_rows(self.ledger_, pending[request_id], rows, free)
+            if not len(found) and self.rows_ is None:
+                raise DeletionRequestError(
+                    f"request {request_id!r} waits in {self.ledger_!r}, and its rows cannot be "
+                    "found without the ids that fit was given: serve it with a net that keeps its "
+                    "rows, or end it there with ledger_.refused(request_id, reason)"
+                )
             if len(found):
                 queue[request_id] = found.tolist()
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from math import isfinite, prod
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def encode(value: Any) -> Any:
         return {"$dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, type):
         return {"$class": f"{value.__module__}:{value.__qualname__}"}
-    if isinstance(value, device):
+    if isinstance(value, device | PurePath):
         return str(value)
     if isinstance(value, _PARTS):
         kind = encode(type(value))["$class"]

@@ -45,6 +45,8 @@ def find_rows(
     LedgerError
         If the ledger's key was destroyed.
     """
+    if request.detail["by_ids"] and rows.sample_ids is None:
+        return free[:0]
     for positions in (free, np.arange(len(rows))):
         if request.detail["by_ids"]:
             ids, place = np.unique(rows.sample_ids[positions], return_inverse=True)

@@ -13,6 +13,8 @@ from torch import nn
 from ._net_file import as_path, read, write
 from ._plain_values import NotPlainError, decode, encode
 from ._rows import TrainingRows
+from ._saved_ledger import ledger_record, restored_ledger
+from ._saved_parameters import check_given, described_parameters, merged
 from .certificate import Certificate
 from .exceptions import DeletionRequestError, SavedNetError, SkUnlearnError
 
@@ -22,7 +24,6 @@ _APART = frozenset(
     "optimizer_ history_ callbacks_ rng_state_ virtual_params_ init_context_ initialized_".split()
 )
 _ATTRIBUTE = re.compile(r"[a-zA-Z]\w*(?<!_)_")
-_MAY_MOVE = ("device", "ledger", "verbose")
 
 
 class SavingMixin:
@@ -58,8 +59,8 @@ class SavingMixin:
         sklearn.exceptions.NotFittedError
             Before fit.
         DeletionRequestError
-            If rows are to be included and this net keeps none; if requests are queued that only
-            the rows and the ledger in memory know.
+            If rows are to be included and this net keeps none; if requests are queued and rows
+            are not to be included.
         SavedNetError
             If something that a subclass or module added has no plain form.
         OSError
@@ -82,18 +83,25 @@ class SavingMixin:
         self.check_is_fitted()
         if include_data and self.rows_ is None:
             raise DeletionRequestError("this net keeps no training rows: include_data=False")
+        if self.queue_ and not include_data:
+            raise DeletionRequestError(
+                f"requests {list(self.queue_)[:5]} wait, and a net without its rows cannot tell "
+                "which they name: call process_deletions() first, or save with include_data=True"
+            )
         tensors = _named("module", self.module_.state_dict())
         tensors |= _named("criterion", self.criterion_.state_dict())
         tensors |= _named("reference", dict(enumerate(self.reference_ or ())))
         record = {
             "class": type(self).__name__,
-            "configuration": _parameters(self.fit_config_),
-            "parameters": _parameters(self.get_params(deep=False)),
+            "configuration": described_parameters(self.fit_config_),
+            "parameters": described_parameters(self.get_params(deep=False)),
             "attributes": self._plain_attributes(),
             "trainable": [n for n, p in self.module_.named_parameters() if p.requires_grad],
             "centred": self.reference_ is not None,
             "certificate": self.certificate_.to_json() if hasattr(self, "certificate_") else None,
             "state": self.method_state_ if type(self.method_state_) is int else None,
+            "ledger": ledger_record(self.ledger_),
+            "queue": self.queue_ if include_data else {},
             "rows": None,
         }
         if include_data:
@@ -161,8 +169,8 @@ class SavingMixin:
     def _restored(
         cls, tensors: dict[str, torch.Tensor], record: dict[str, Any], given: dict[str, Any]
     ) -> Self:
-        _check_given(given, record["configuration"], record["parameters"])
-        configuration = _merged(record["configuration"], given)
+        check_given(given, record["configuration"], record["parameters"])
+        configuration = merged(record["configuration"], given)
         net = cls(**(configuration | {"verbose": 0}))
         attributes = {name: decode(value) for name, value in record["attributes"].items()}
         strange = [n for n in attributes if not _ATTRIBUTE.fullmatch(n) or n in _APART]
@@ -172,6 +180,7 @@ class SavingMixin:
         net._rebuild(tensors, record)
         net._set_parameters(record, configuration, given)
         net._set_rows(tensors, record)
+        net.ledger_ = restored_ledger(record["ledger"], given)
         if record["certificate"] is not None:
             net.certificate_ = Certificate.from_json(record["certificate"]).verify()
         return net
@@ -210,11 +219,11 @@ class SavingMixin:
         changed = {n: v for n, v in now.items() if v != record["configuration"].get(n)}
         for name in configuration.keys() - now.keys():
             vars(self).pop(name)
-        vars(self).update(_merged(changed, given))
+        vars(self).update(merged(changed, given))
         self.verbose = given.get("verbose", decode(now["verbose"]))
 
     def _set_rows(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
-        self.rows_ = None
+        self.rows_, self.queue_ = None, {}
         if record["rows"] is None:
             self.store_data = False
             return
@@ -223,60 +232,11 @@ class SavingMixin:
         shapes = (X.shape[1:], len(X), len(X) if ids is None else len(ids))
         if shapes != (self.input_shape_, len(y), self.n_rows_) or X.dtype != np.float32:
             raise SavedNetError(f"rows {X.shape}, {y.shape} are not the {self.n_rows_} rows")
+        positions = [p for queued in record["queue"].values() for p in queued]
+        if not all(type(p) is int and 0 <= p < len(y) for p in positions):
+            raise SavedNetError("the queue names rows that are not there")
+        self.queue_ = record["queue"]
         self.rows_ = TrainingRows(X, y, ids).hashed()
-
-
-def _merged(encoded: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Decode parameters; what the file only describes, and what may move, is the caller's."""
-    values, absent = {}, []
-    for name, value in encoded.items():
-        if name in given:
-            values[name] = given[name]
-            continue
-        try:
-            values[name] = _plain(value)
-        except NotPlainError as error:
-            absent.append(f"{name}= ({error})")
-    if absent:
-        raise SavedNetError(
-            f"the file only describes {', '.join(absent)}: give them to load, as in "
-            f"load(path, {absent[0].partition('=')[0]}=...)"
-        )
-    return values
-
-
-def _check_given(given: dict[str, Any], *parts: dict[str, Any]) -> None:
-    for name in given:
-        described = [_is_described(part[name]) for part in parts if name in part]
-        if not any(described) and not (described and name in _MAY_MOVE):
-            raise SavedNetError(
-                f"{name}={given[name]!r}: the file holds its value, or there is no such parameter; "
-                "use set_params after load"
-            )
-
-
-def _is_described(value: Any) -> bool:
-    try:
-        _plain(value)
-    except NotPlainError:
-        return True
-    return False
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict) and "$missing" in value:
-        raise NotPlainError(value["$missing"])
-    return decode(value)
-
-
-def _parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    out = {}
-    for name, value in parameters.items():
-        try:
-            out[name] = encode(value)
-        except NotPlainError as error:
-            out[name] = {"$missing": str(error)}
-    return out
 
 
 def _named(prefix: str, tensors: dict[Any, Any]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,14 @@ from torch import nn
 from sk_unlearn import CertifiedNeuralClassifier, _net_file
 from sk_unlearn._plain_values import NotPlainError, decode, encode
 from sk_unlearn.curvature import CG
-from sk_unlearn.exceptions import DeletionRequestError, NotApplicableError, SavedNetError
+from sk_unlearn.exceptions import (
+    DeletionRequestError,
+    LedgerError,
+    NotApplicableError,
+    SavedNetError,
+    SkUnlearnError,
+)
+from sk_unlearn.ledger import DeletionLedger
 from sk_unlearn.methods import (
     Analytic,
     GradientClipping,
@@ -422,10 +429,94 @@ def test_forged_records_give_our_error_or_a_net(tmp_path):
         _net_file.write(path, tensors, _with_junk(record, rng))
         try:
             CertifiedNeuralClassifier.load(path)
-        except ValueError as error:
-            assert type(error).__module__ == "sk_unlearn.exceptions", repr(error)
+        except SkUnlearnError:
             refused += 1
     assert refused > 200
+
+
+def test_a_ledger_in_memory_comes_along_without_its_key(tmp_path):
+    path = tmp_path / "net"
+    net = _net().fit(X, y, sample_ids=[f"user-{i}" for i in range(150)])
+    net.unlearn(sample_ids=["user-3"])
+    net.request_deletion(sample_ids=["user-90", "user-91"], request_id="ticket")
+    with pytest.raises(DeletionRequestError, match=r"\['ticket'\] wait.*include_data=True"):
+        net.save(path)
+    net.save(path, include_data=True)
+    assert net.ledger_._key.in_memory not in path.read_bytes()
+    assert net.ledger_._key.in_memory.hex().encode() not in path.read_bytes()
+    loaded = CertifiedNeuralClassifier.load(path)
+    assert loaded.ledger_.head == net.ledger_.head == loaded.ledger_.verify(net.ledger_.head)
+    with pytest.raises(LedgerError, match="linkable to nobody"):
+        loaded.ledger_.find("user-3")
+    loaded.process_deletions()
+    assert loaded.ledger_.state("ticket") == "released"
+    assert loaded.certificate_.n_deleted == 2
+    with pytest.raises(SavedNetError, match="ledger='elsewhere'"):
+        CertifiedNeuralClassifier.load(path, ledger="elsewhere")
+
+
+def test_a_ledger_file_is_found_again_and_verified(tmp_path):
+    path, file = tmp_path / "net", tmp_path / "ledger"
+    net = _net(ledger=file).fit(X, y, sample_ids=np.arange(150)).unlearn(indices=[1])
+    net.request_deletion(sample_ids=[5], request_id="ticket")
+    with pytest.raises(DeletionRequestError, match="ticket"):
+        net.save(path)
+    net.save(path, include_data=True)
+    net.ledger_.close()
+    loaded = CertifiedNeuralClassifier.load(path)
+    assert loaded.ledger_.path == str(file)
+    loaded.process_deletions()
+    assert loaded.ledger_.state("ticket") == "released"
+    assert loaded.ledger_.find(5) == ["ticket"]
+    loaded.ledger_.close()
+    moved = tmp_path / "moved"
+    os.replace(file, moved)
+    with pytest.raises(LedgerError, match="no ledger at"):
+        CertifiedNeuralClassifier.load(path)
+    again = CertifiedNeuralClassifier.load(path, ledger=moved)
+    assert again.ledger_.path == str(moved)
+    other = DeletionLedger(tmp_path / "other")
+    other.request(1)
+    with pytest.raises(LedgerError, match="missing|remembered"):
+        CertifiedNeuralClassifier.load(path, ledger=tmp_path / "other")
+    with pytest.raises(SavedNetError, match="ledger=None"):
+        CertifiedNeuralClassifier.load(path, ledger=None)
+
+
+def test_a_request_that_a_net_without_rows_cannot_find_is_not_lost(tmp_path):
+    net = _net(ledger=tmp_path / "ledger").fit(X, y, sample_ids=np.arange(150))
+    net.save(tmp_path / "net")
+    net.request_deletion(sample_ids=[5], request_id="by id")
+    net.request_deletion(indices=[7], request_id="by position")
+    loaded = CertifiedNeuralClassifier.load(tmp_path / "net")
+    for request_id in ("by id", "by position"):
+        with pytest.raises(DeletionRequestError, match=f"{request_id}.*cannot be found"):
+            loaded.unlearn(X[:1], y[:1], X_r=X[1:], y_r=y[1:])
+        assert loaded.ledger_.state(request_id) == "requested"
+        net.ledger_.refused(request_id, "for the test")
+    loaded.unlearn(X[:1], y[:1], X_r=X[1:], y_r=y[1:])
+
+
+def test_a_ledger_file_that_was_not_begun_is_not_missed(tmp_path):
+    net = _net(ledger=tmp_path / "ledger").fit(X, y)
+    net.save(tmp_path / "net")
+    loaded = CertifiedNeuralClassifier.load(tmp_path / "net")
+    assert os.listdir(tmp_path) == ["net"]
+    assert len(loaded.ledger_) == 0
+
+
+@pytest.mark.parametrize("column", range(12))
+def test_a_changed_ledger_entry_is_found_at_load(column, tmp_path):
+    path = tmp_path / "net"
+    _net().fit(X, y, sample_ids=np.arange(150)).unlearn(sample_ids=[3]).save(path)
+
+    def change(record):
+        entry = record["ledger"]["rows"][0]
+        entry[column] = entry[column] + 1 if isinstance(entry[column], int) else "changed"
+
+    _rewritten(path, change)
+    with pytest.raises(LedgerError):
+        CertifiedNeuralClassifier.load(path)
 
 
 def test_the_format_is_plain_safetensors(tmp_path):
