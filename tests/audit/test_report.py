@@ -145,13 +145,15 @@ def test_the_numbers_in_words(full):
 def test_the_best_guess_is_that_of_a_bayesian_and_of_randomised_response():
     mu = 0.8
     larger, _ = quad(lambda x: max(norm.pdf(x), norm.pdf(x, mu)), -10, 11, points=[mu / 2])
-    assert best_guess(SimpleNamespace(mu=mu)) == pytest.approx(larger / 2)
+    assert best_guess(SimpleNamespace(mu=mu, composed=None)) == pytest.approx(larger / 2)
+    several = SimpleNamespace(mu=mu / 3, composed=(9.0, 1e-5), composed_mu=mu)
+    assert best_guess(several) == pytest.approx(larger / 2)
     epsilon, delta = 1.3, 0.01
     truth = (1 - delta) * exp(epsilon) / (1 + exp(epsilon))
     outcomes = np.array(
         [[delta, truth, 1 - delta - truth, 0], [0, 1 - delta - truth, truth, delta]]
     )
-    guess = best_guess(SimpleNamespace(mu=None, epsilon=epsilon, delta=delta))
+    guess = best_guess(SimpleNamespace(mu=None, epsilon=epsilon, delta=delta, composed=None))
     assert guess == pytest.approx(outcomes.max(axis=0).sum() / 2)
 
 
