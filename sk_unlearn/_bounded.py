@@ -80,14 +80,26 @@ def gamma(n_terms: int) -> float:
     return SLACK * n_terms * UNIT
 
 
-def underflow(weights: Tensor, *operands: Tensor) -> float:
-    """Return what sums of products may lose by underflow; 0.0 where none can happen."""
-    smallest = min((_smallest(x) for x in operands), default=1.0)
-    if min(smallest, 1.0) * min(_smallest(weights), 1.0) >= TINY:
+def underflow(weights: Tensor, reach: Tensor) -> float:
+    """Return what sums of products may lose by underflow; 0.0 where SLACK covers it.
+
+    Parameters
+    ----------
+    weights : Tensor
+        One factor of the products.
+    reach : Tensor
+        Non-negative, and at least ``UNIT`` times the magnitude of the other factor. Where every
+        product with a nonzero `reach` is at least ``TINY``, what underflow can take from the
+        value and the error, 2**-1022 for each operation, is far within ``SLACK * TINY``.
+    """
+    smallest, weight = _smallest(reach), _smallest(weights.abs())
+    if min(smallest, 1.0) * min(weight, 1.0) >= TINY:
         return 0.0
     return TINY * (1.0 + float(weights.abs().max()))
 
 
-def _smallest(x: Tensor) -> float:
-    magnitudes = x.abs()
-    return float(torch.where(magnitudes > 0, magnitudes, torch.inf).min()) if x.numel() else 1.0
+def _smallest(magnitudes: Tensor) -> float:
+    if not magnitudes.numel():
+        return 1.0
+    least = float(magnitudes.min())
+    return least if least > 0 else float(magnitudes.masked_fill(magnitudes == 0, torch.inf).min())

@@ -12,15 +12,17 @@ from ._bounded import FUNCTION_ERROR, SLACK, TINY, UNIT, Bounded, gamma, underfl
 
 
 class Layer:
-    """One layer: forward, tangent and backward passes on bounded numbers.
+    """One layer: forward, tangent and backward passes on bounded numbers."""
 
-    `ambiguous` counts the units of the last forward pass whose derivative the error leaves
-    open (the sign at a kink, the place of a maximum): with any, tangent and backward passes
-    are not proved; the forward pass always is.
-    """
-
-    ambiguous = 0
     parameter_names: tuple[str, ...] = ()
+
+    def ambiguous(self) -> int:
+        """Count the units of the last forward pass whose derivative the error leaves open.
+
+        The sign at a kink, the place of a maximum: with any, tangent and backward passes are
+        not proved; the forward pass always is.
+        """
+        return 0
 
     def forward(self, x: Bounded) -> Bounded:
         """Return the output, and keep what the derivative needs."""
@@ -53,11 +55,13 @@ class Kink(Layer):
 
     def forward(self, x: Bounded) -> Bounded:
         """Errors pass where the sign is sure, times the larger slope where it is not."""
-        open_ = (x.error > 0) & (x.value.abs() <= x.error)
-        self.ambiguous = int(open_.sum())
+        self.open = (x.error > 0) & (x.value.abs() <= x.error)
         self.factor = torch.full_like(x.value, self.slope).masked_fill_(x.value > 0, 1.0)
-        factor = self.factor.abs().masked_fill_(open_, max(1.0, abs(self.slope)))
+        factor = self.factor.abs().masked_fill_(self.open, max(1.0, abs(self.slope)))
         return self._scaled(x, self.factor, factor)
+
+    def ambiguous(self) -> int:
+        return int(self.open.sum())
 
     def apply_derivative(self, d: Bounded) -> Bounded:
         return self._scaled(d, self.factor, self.factor.abs())
@@ -67,7 +71,7 @@ class Kink(Layer):
         if self.slope in (0.0, 1.0):
             return Bounded(value, error)
         slope = torch.tensor(self.slope, dtype=torch.float64)
-        lost = underflow(slope, x.value, x.error)
+        lost = underflow(slope, x.widened(UNIT))
         return Bounded(value, SLACK * (error + UNIT * value.abs()) + lost)
 
 
@@ -121,7 +125,7 @@ class Average(Layer):
         g = gamma(kernel[0] * kernel[1] + 2)
         widened = x.widened(g)
         share = torch.tensor(1.0 / (kernel[0] * kernel[1]), dtype=torch.float64)
-        lost = underflow(share, x.value, widened)
+        lost = underflow(share, widened)
         return Bounded(function(x.value), SLACK * function(widened) + lost)
 
     def _kernel(self) -> tuple[int, int]:
@@ -153,15 +157,18 @@ class Maximum(Layer):
 
     def forward(self, x: Bounded) -> Bounded:
         value, place = functional.max_pool2d(x.value, self.kernel, self.stride, return_indices=True)
-        self.place, self.input_shape = place, x.value.shape
-        own = self._at(x.error)[..., None, None]
-        margin = value[..., None, None] - self._windows(x.value)
-        reach = (1.0 + 2.0**-50) * (own + self._windows(x.error))
+        self.x, self.value, self.place = x, value, place
+        self.input_shape = x.value.shape
+        return Bounded(value, functional.max_pool2d(x.error, self.kernel, self.stride))
+
+    def ambiguous(self) -> int:
+        own = self._at(self.x.error)[..., None, None]
+        margin = self.value[..., None, None] - self._windows(self.x.value)
+        reach = (1.0 + 2.0**-50) * (own + self._windows(self.x.error))
         positions = torch.arange(self.input_shape[2] * self.input_shape[3])
         positions = self._windows(positions.reshape(1, 1, *self.input_shape[2:]))
-        rival = positions != place[..., None, None]
-        self.ambiguous = int((rival & (reach > 0) & (margin <= reach)).any(-1).any(-1).sum())
-        return Bounded(value, functional.max_pool2d(x.error, self.kernel, self.stride))
+        rival = positions != self.place[..., None, None]
+        return int((rival & (reach > 0) & (margin <= reach)).any(-1).any(-1).sum())
 
     def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
         return None if dx is None else dx.map(self._at)

@@ -78,8 +78,8 @@ class Affine(Layer):
         widened = self.x.widened(g)
         value = self.with_bias(self.product(self.x.value, self.weight), self.bias)
         error = self.product(widened, self.magnitude)
-        rounded = torch.where(error > 0, self.with_bias(error, g * self.bias.abs()), error)
-        lost = underflow(self.weight, self.x.value, widened)
+        rounded = self.with_bias(error, g * self.bias.abs()).masked_fill_(error == 0, 0.0)
+        lost = underflow(self.weight, widened)
         return Bounded(value, SLACK * rounded + lost)
 
     def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
@@ -91,13 +91,13 @@ class Affine(Layer):
             widened = dx.widened(g)
             value = self.product(dx.value, self.weight)
             error = self.product(widened, self.magnitude)
-            error += underflow(self.weight, dx.value, widened)
+            error += underflow(self.weight, widened)
         if self.weight_name in directions:
             dW = self.shaped(directions[self.weight_name])
             widened = self.x.widened(g)
             value = _add(value, self.product(self.x.value, dW))
             error = _add(error, self.product(widened, dW.abs()))
-            error += underflow(dW, self.x.value, widened)
+            error += underflow(dW, widened)
         if self.bias_name in directions:
             db = directions[self.bias_name]
             if value is None or error is None:
@@ -111,7 +111,7 @@ class Affine(Layer):
         g = gamma(self.transposed_terms() + 1)
         widened = c.widened(g)
         error = SLACK * self.transposed(widened, self.magnitude)
-        lost = underflow(self.weight, c.value, widened)
+        lost = underflow(self.weight, widened)
         return Bounded(self.transposed(c.value, self.weight), error + lost)
 
     def parameter_gradient(

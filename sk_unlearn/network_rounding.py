@@ -51,7 +51,7 @@ class LinearisedGradient:
 
 
 def features_with_error(
-    module: nn.Module, X: np.ndarray | Tensor, chunk: int = 256
+    module: nn.Module, X: np.ndarray | Tensor, chunk: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the outputs of a frozen network, flattened, and a bound on each row's error.
 
@@ -158,7 +158,7 @@ def linearised_gradient(
     with torch.no_grad():
         for rows in slices:
             x = _forward(layers, _read(X, rows))
-            ambiguous += sum(layer.ambiguous for layer in layers)
+            ambiguous += sum(layer.ambiguous() for layer in layers)
             c = residuals(rows, x.plus(_tangent(layers, directions, x)))
             gradients, spread = _backward(layers, c, names, len(slices) + 2)
             for name, gradient in gradients.items():
