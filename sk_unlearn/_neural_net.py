@@ -108,7 +108,9 @@ class CertifiedNeuralNet(
         self.random_state = random_state
         self._keep_parameters_only(kwargs)
 
-    def fit(self, X: Any, y: Any, sample_ids: Any = None, **fit_params: Any) -> CertifiedNeuralNet:
+    def fit(
+        self, X: Any, y: Any, sample_ids: Any = None, permanent: Any = None, **fit_params: Any
+    ) -> CertifiedNeuralNet:
         """Train on rows from scratch (or on, with ``warm_start=True``).
 
         Parameters
@@ -119,6 +121,10 @@ class CertifiedNeuralNet(
             Labels of any kind of shape (n,), or the regressor's targets.
         sample_ids : array-like of shape (n,), optional
             Whose row it is; ids may repeat (one person, many rows).
+        permanent : array-like of bool of shape (n,), optional
+            Rows that will never be deleted (consented, public, synthetic). They train the network
+            below the head of a :class:`~sk_unlearn.modules.FeatureHead` by ordinary gradient
+            steps; then it is frozen, and all rows train the head. Deleting one is refused.
         **fit_params
             None is supported; ``sample_weight`` is refused with the reason.
 
@@ -132,11 +138,12 @@ class CertifiedNeuralNet(
             If data or parameters are not usable; the message quotes the value. The
             estimator is then as before.
         NotApplicableError
-            If the method's theorem does not cover this net.
+            If the method's theorem does not cover this net, or there is nothing below its head
+            that permanent rows could train.
         """
         check_fit_keywords(fit_params)
         cold = not (self.warm_start and hasattr(self, "n_rows_"))
-        return self._train_on(X, y, sample_ids, cold, build=cold)
+        return self._train_on(X, y, sample_ids, cold, build=cold, permanent=permanent)
 
     def partial_fit(
         self, X: Any, y: Any, sample_ids: Any = None, **fit_params: Any

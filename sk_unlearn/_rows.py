@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .exceptions import DeletionRequestError, UnknownRowError
+from .frozen_features import Features
 
 _CHUNK = 4096
 
@@ -24,11 +25,17 @@ class TrainingRows:
         Class indices, or targets.
     sample_ids : ndarray of shape (n,) or None
         Whose row it is; ids may repeat.
+    permanent : ndarray of bool of shape (n,) or None
+        Rows that are never deleted.
+    features : Features or None
+        What the frozen network below a head makes of each row.
     """
 
     X: np.ndarray
     y: np.ndarray
     sample_ids: np.ndarray | None = None
+    permanent: np.ndarray | None = None
+    features: Features | None = None
     _hashes: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -44,9 +51,14 @@ class TrainingRows:
 
     def take(self, positions: np.ndarray) -> TrainingRows:
         """Return copies of some rows, in the order given."""
-        ids = None if self.sample_ids is None else self.sample_ids[positions]
-        hashes = [h[positions] for h in self._hashes]
-        return TrainingRows(self.X[positions], self.y[positions], ids, hashes)
+        return TrainingRows(
+            self.X[positions],
+            self.y[positions],
+            None if self.sample_ids is None else self.sample_ids[positions],
+            None if self.permanent is None else self.permanent[positions],
+            None if self.features is None else self.features.take(positions),
+            [h[positions] for h in self._hashes],
+        )
 
     def without(self, positions: np.ndarray) -> TrainingRows:
         """Return copies of the rows that are not at `positions`."""
@@ -74,9 +86,11 @@ class TrainingRows:
         fresh = other.take(np.flatnonzero(_match(there, here) < 0))
         if self.sample_ids is not None:
             ids = np.concatenate([self.sample_ids, fresh.sample_ids])
-        return TrainingRows(
-            np.concatenate([self.X, fresh.X]), np.concatenate([self.y, fresh.y]), ids
-        )
+        X, y = np.concatenate([self.X, fresh.X]), np.concatenate([self.y, fresh.y])
+        permanent = self.permanent
+        if permanent is not None:
+            permanent = np.concatenate([permanent, np.zeros(len(fresh), dtype=bool)])
+        return TrainingRows(X, y, ids, permanent)
 
     def find_content(self, X: np.ndarray, y: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """Return the positions of rows given by content; each copy counts once.
@@ -88,16 +102,35 @@ class TrainingRows:
         UnknownRowError
             If a row was not trained on, was trained on with another label, or is asked
             for more often than it is here.
+        DeletionRequestError
+            If it is permanent, and there is no copy of it that is not.
         """
         wanted = _row_hash(X)
-        where = _match(_with_label(wanted, y), self._keys())
+        order = self._deletable_first()
+        where = _match(_with_label(wanted, y), self._keys()[order])
+        where[where >= 0] = order[where[where >= 0]]
         equal = where >= 0
         for here, given in ((self.X, X), (self.y, y)):
             equal &= (here[where] == given).all(axis=tuple(range(1, given.ndim)))
         missing = np.flatnonzero(~equal)
         if len(missing):
             raise UnknownRowError(self._explain_missing(missing, wanted, y, labels))
+        self._refuse_permanent(where, np.arange(len(where)), "rows {} of X_u")
         return where
+
+    def _deletable_first(self) -> np.ndarray:
+        if self.permanent is None:
+            return np.arange(len(self))
+        return np.argsort(self.permanent, kind="stable")
+
+    def _refuse_permanent(self, positions: np.ndarray, names: np.ndarray, which: str) -> None:
+        permanent = None if self.permanent is None else self.permanent[positions]
+        if permanent is not None and permanent.any():
+            raise DeletionRequestError(
+                f"{which.format(_some(np.unique(names[permanent])))} are permanent: fit was told "
+                "that they would never be deleted, and they trained the frozen network; to delete "
+                "them fit again without them"
+            )
 
     def _explain_missing(
         self, missing: np.ndarray, wanted: np.ndarray, y: np.ndarray, labels: np.ndarray | None
@@ -135,7 +168,7 @@ class TrainingRows:
         UnknownRowError
             If one is out of range.
         DeletionRequestError
-            If one is named twice, or they are not whole numbers.
+            If one is named twice or permanent, or they are not whole numbers.
         """
         positions = np.asarray(indices)
         if positions.dtype == bool and positions.shape == (len(self),):
@@ -156,6 +189,7 @@ class TrainingRows:
         unique, counts = np.unique(positions, return_counts=True)
         if len(unique) < len(positions):
             raise DeletionRequestError(f"indices {_some(unique[counts > 1])} are named twice")
+        self._refuse_permanent(positions, positions, "indices {}")
         return positions.astype(np.int64)
 
     def find_ids(self, sample_ids: Sequence[Any]) -> np.ndarray:
@@ -166,7 +200,7 @@ class TrainingRows:
         UnknownRowError
             If an id owns no row.
         DeletionRequestError
-            If an id is named twice, or fit was given no ids.
+            If an id is named twice or owns a permanent row, or fit was given no ids.
         """
         if self.sample_ids is None:
             raise DeletionRequestError(
@@ -179,7 +213,9 @@ class TrainingRows:
         missing = np.setdiff1d(unique, self.sample_ids)
         if len(missing):
             raise UnknownRowError(f"sample_ids {_some(missing)} own no training row")
-        return np.flatnonzero(np.isin(self.sample_ids, unique))
+        positions = np.flatnonzero(np.isin(self.sample_ids, unique))
+        self._refuse_permanent(positions, self.sample_ids[positions], "rows of sample_ids {}")
+        return positions
 
     def count_duplicates(self, deleted: TrainingRows) -> int:
         """Count the rows here that are equal, in features and label or target, to a deleted row."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ._permanent import backbone_assumptions, backbone_scope
 from .assumptions import Assumption, Status
 from .methods import Outcome
 from .noise import grid_step
@@ -28,7 +29,7 @@ _SECRET_SCOPE = (
 
 def release_assumptions(net: Any, outcome: Outcome, duplicates: int) -> list[Assumption]:
     """Return the assumptions on noise, buffers and state of a release of `net`."""
-    out = []
+    out = backbone_assumptions(net)
     sigma = getattr(outcome.event, "sigma", None)
     if sigma is not None:
         grid = f"on the public grid {grid_step(float(np.min(sigma))):.3g}"
@@ -102,7 +103,8 @@ def _secret_state(method: Any, seen: str) -> list[Assumption]:
 
 def release_scope(net: Any, outcome: Outcome) -> tuple[str, ...]:
     """Return what the certificate of a release of `net` does not say."""
-    return (*SCOPE, *outcome.scope, *_state_scope(net.method_), *_training_scope(net))
+    training = (*_training_scope(net), *backbone_scope(net))
+    return (*SCOPE, *outcome.scope, *_state_scope(net.method_), *training)
 
 
 def _state_scope(method: Any) -> tuple[str, ...]:

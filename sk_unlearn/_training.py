@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,32 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ._interrupt import watch_interrupt
 from ._net import to_vector
+from ._permanent import PermanentMixin
 from ._rows import TrainingRows
 from ._validation import resolve_method
 from .exceptions import NotApplicableError, UnlearningWarning
 from .noise import NoiseSource
 
 
-class TrainingMixin:
+class TrainingMixin(PermanentMixin):
     """What ``fit``, ``partial_fit`` and retraining have in common."""
 
     _inferred_: tuple[str, ...] = ("n_features_in_", "input_shape_")
 
     def _train_on(
-        self, X: Any, y: Any, sample_ids: Any, cold: bool, build: bool, **targets: Any
+        self,
+        X: Any,
+        y: Any,
+        sample_ids: Any,
+        cold: bool,
+        build: bool,
+        permanent: Any = None,
+        **targets: Any,
     ) -> TrainingMixin:
         before = dict(vars(self))
         try:
             rows = self._encode_rows(X, y, sample_ids, reset=cold, **targets)
+            rows = self._declare_permanent(rows, permanent, cold)
             if not build:
                 self._train_a_copy()
             self._fit_rows(rows, cold, build)
@@ -66,6 +76,9 @@ class TrainingMixin:
         with self._seeded(restart=cold):
             if build:
                 self.initialize()
+                joined = replace(joined, features=None)
+                if joined.permanent is not None:
+                    self._train_backbone(joined)
             if cold:
                 self._check_output(rows)
                 self.method_ = clone(
@@ -103,6 +116,7 @@ class TrainingMixin:
             )
         if self.method_.state == "secret":
             self.method_state_ = None
+        rows = self._with_features(rows)
         nothing = rows.take(np.empty(0, dtype=np.int64))
         problem = self._problem(rows, nothing, lambda: self.module_, NoiseSource())
         solved, self.method_state_ = self.method_.prepare(problem)

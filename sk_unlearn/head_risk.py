@@ -7,6 +7,8 @@ its parameters, and value, gradient and Hessian product are matrix products.
 
 from __future__ import annotations
 
+from math import inf, nextafter
+
 import numpy as np
 
 from . import bounds
@@ -30,6 +32,8 @@ class HeadRisk:
         Centre of the penalty.
     multi_class : {"ovr", "multinomial", "squared"}
         Which loss.
+    feature_error : ndarray of shape (n,) or None
+        How far each row of X may be from the true features (Euclidean norm); None: not at all.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class HeadRisk:
         lam: float,
         reference: np.ndarray,
         multi_class: str,
+        feature_error: np.ndarray | None = None,
     ) -> None:
         flat = X.reshape(len(X), -1)
         self.X = np.empty((flat.shape[0], flat.shape[1] + 1))
@@ -52,6 +57,7 @@ class HeadRisk:
         self.constants = bounds.head_constants(multi_class, n_classes)
         self.loss = LOSSES[multi_class]
         self.shape = (n_classes, self.X.shape[1])
+        self.feature_error = feature_error
         self._row_norms = np.sqrt(np.einsum("ij,ij->i", self.X, self.X))
 
     def value(self, W: np.ndarray) -> float:
@@ -73,10 +79,13 @@ class HeadRisk:
     def gradient_norm_bound(self, W: np.ndarray) -> tuple[float, float, np.ndarray]:
         """Return a proved upper bound on the norm of the true gradient at W.
 
+        The true gradient is that of the true features, in real arithmetic.
+
         Returns
         -------
         bound, rounding : float
-            ``||true gradient|| <= bound = ||computed|| / (1 - gamma) + rounding`` (T12).
+            ``||true gradient|| <= bound = ||computed|| / (1 - gamma) + rounding`` (T12); what the
+            error of the features can do is part of the rounding.
         gradient : ndarray of shape (K, d + 1)
             The computed gradient.
         """
@@ -94,8 +103,25 @@ class HeadRisk:
             weights_norm=float(np.linalg.norm(W)),
             offset_norm=float(np.linalg.norm(W - self.reference)),
         )
+        if self.feature_error is not None:
+            rounding = nextafter(rounding + self._feature_part(residuals, W), inf)
         norm = float(np.linalg.norm(gradient))
         return bounds.computed_norm_bound(norm, W.size, rounding), rounding, gradient
+
+    def _feature_part(self, residuals: np.ndarray, W: np.ndarray) -> float:
+        n, errors = len(self.y), self.feature_error
+        return bounds.feature_gradient_error(
+            n_rows=n,
+            n_features=self.shape[1],
+            n_heads=self.shape[0],
+            row_norm=float(self._row_norms.max()),
+            smoothness=self.constants.smoothness,
+            weights_norm=float(np.linalg.norm(W)),
+            max_error=float(errors.max()),
+            mean_error=float(errors.sum()) / n,
+            mean_residual_times_error=float(np.linalg.norm(residuals, axis=1) @ errors) / n,
+            mean_row_times_error=float(self._row_norms @ errors) / n,
+        )
 
     def curvature(self, W: np.ndarray) -> np.ndarray:
         """Return each row's curvature in each logit, (n, K): the Hessian's own if separable."""

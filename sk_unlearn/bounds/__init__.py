@@ -8,6 +8,7 @@ its arguments can be recomputed by anyone. Numbers such as (T9) are those of the
 
 from .deletion import descent_distance, newton_steps_distance, one_newton_step, optimum_shift
 from .distances import ball_diameter, residual_distance, residual_tolerance
+from .features import feature_gradient_error
 from .heads import HeadConstants, head_constants
 from .newton import (
     inexact_solve_error,
@@ -41,6 +42,7 @@ __all__ = [
     "certified_removal_residual",
     "computed_norm_bound",
     "descent_distance",
+    "feature_gradient_error",
     "gradient_rounding_error",
     "head_constants",
     "inexact_solve_error",

@@ -21,6 +21,7 @@ from ..exceptions import (
     UnlearningWarning,
 )
 from ..head_risk import HeadRisk
+from ..modules import FeatureHead
 from ._checks import require_number
 from .base import Problem, Rows, Setting
 from .residual import Residual
@@ -40,6 +41,11 @@ def check_head(method: Any, module: nn.Module, criterion: nn.Module, setting: Se
         raise NotApplicableError(
             f"{name} does not apply: the gradient of the squared loss has no bound that is known "
             "beforehand, and the noise would depend on one (T13); use Analytic() or Residual()"
+        )
+    if isinstance(module, FeatureHead):
+        raise NotApplicableError(
+            f"{name} does not apply: it declares the norm of the rows, and the head sees features; "
+            "use Residual()"
         )
     for parameter in ("row_norm", "max_fraction", "tol"):
         require_number(name, parameter, getattr(method, parameter))

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..assumptions import Assumption, Status
 from ..events import Event
+from ..frozen_features import Features
 from ..noise import NoiseSource
 
 
@@ -41,10 +42,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Rows:
-    """Training rows: ``X`` float32 (n, ...), ``y`` class indices (n,) or targets (n, k) float32."""
+    """Training rows: ``X`` float32 (n, ...), ``y`` class indices (n,) or targets (n, k) float32.
+
+    `features` is what a frozen network below a head makes of them, where that was kept.
+    """
 
     X: np.ndarray
     y: np.ndarray
+    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.y)

@@ -16,10 +16,11 @@ from ..constraint import project
 from ..convex import Minimum, minimise
 from ..events import Event, GaussianRelease
 from ..exceptions import NotApplicableError, ToleranceNotReachedError, UnlearningWarning
+from ..frozen_features import features_of, unproved
 from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
 from ..head_update import SolvedHead, delete
-from ..modules import LinearHead, LinearRegressor
+from ..modules import FeatureHead, LinearHead, LinearRegressor
 from ._checks import require_count, require_state
 from .base import OneShotMethod, Outcome, Problem, Rows, Setting
 
@@ -35,9 +36,9 @@ class Residual(OneShotMethod):
     :math:`2\tau/\mathrm{lam}` apart (Euclidean norm over all heads together), whatever was
     deleted and however much. :math:`\tau` is declared before any row is looked at.
 
-    Applies to :class:`sk_unlearn.modules.LinearHead` and
-    :class:`sk_unlearn.modules.LinearRegressor` with ``lam > 0``. ``fit`` solves in
-    float64 and takes no gradient steps.
+    Applies with ``lam > 0`` to :class:`sk_unlearn.modules.LinearHead`,
+    :class:`sk_unlearn.modules.LinearRegressor`, and :class:`sk_unlearn.modules.FeatureHead` on a
+    frozen network. ``fit`` solves in float64 and takes no gradient steps.
 
     Parameters
     ----------
@@ -116,16 +117,19 @@ class Residual(OneShotMethod):
     @staticmethod
     def obstacle(module: nn.Module, criterion: nn.Module, setting: Setting) -> str | None:
         """Return why (T12) does not cover this setting, or None when it does."""
-        if type(module) not in (LinearHead, LinearRegressor):
+        if type(module) not in (LinearHead, LinearRegressor, FeatureHead):
             return (
                 f"{type(module).__name__} is not known to be affine in its trainable parameters; "
-                "use sk_unlearn.modules.LinearHead (LinearRegressor for numbers), or "
-                "method=Retrain()"
+                "use sk_unlearn.modules.LinearHead (LinearRegressor for numbers, FeatureHead on a "
+                "frozen network), or method=Retrain()"
             )
         if setting.lam <= 0:
             return f"lam={setting.lam} leaves the objective without strong convexity; use lam > 0"
-        if not all(p.requires_grad for p in module.parameters()):
+        if not all(p.requires_grad for p in module.linear.parameters()):
             return "a weight of the head is frozen; all of them must be trained and penalised"
+        head = {id(p) for p in module.linear.parameters()}
+        if any(p.requires_grad for p in module.parameters() if id(p) not in head):
+            return "a weight below the head is trainable; freeze all of them"
         expected = module.criterion()
         if type(criterion) is not type(expected) or vars_of(criterion) != vars_of(expected):
             return (
@@ -178,11 +182,7 @@ class Residual(OneShotMethod):
                 f"at most {solution.bound:.3g} after {solution.n_iter} Newton steps, "
                 f"{solution.rounding:.2g} of it rounding",
             ),
-            Assumption(
-                "features",
-                Status.BY_CONSTRUCTION,
-                "a row's features are the stored float32 numbers, the same in both worlds",
-            ),
+            _about_features(problem.module),
         )
         diagnostics = {
             "gradient_norm_bound": solution.bound,
@@ -206,10 +206,33 @@ class Residual(OneShotMethod):
 
 
 def _risk(problem: Problem, rows: Rows) -> HeadRisk:
-    setting = problem.setting
+    setting, module = problem.setting, problem.module
     reference = _to_matrix(problem.reference, setting.n_classes)
-    kind = problem.module.multi_class
-    return HeadRisk(rows.X, rows.y, setting.n_classes, setting.lam, reference, kind)
+    X, error = rows.X, None
+    if isinstance(module, FeatureHead):
+        features = rows.features or features_of(module, rows.X)
+        X, error = features.values, features.error
+    kind = module.multi_class
+    return HeadRisk(X, rows.y, setting.n_classes, setting.lam, reference, kind, error)
+
+
+def _about_features(module: nn.Module) -> Assumption:
+    """Say why a row's features are the same numbers in both worlds."""
+    if not isinstance(module, FeatureHead):
+        statement = "a row's features are the stored float32 numbers, the same in both worlds"
+        return Assumption("features", Status.BY_CONSTRUCTION, statement)
+    reason = unproved(module)
+    if reason is None:
+        statement = (
+            "a row's features are those of the frozen weights in real arithmetic; the error of "
+            "evaluating them in float64 is proved and part of the gradient norm (T12)"
+        )
+        return Assumption("features", Status.PROVED, statement)
+    statement = (
+        f"the frozen network's features, evaluated in float64, are exact: no error is proved for "
+        f"{reason.split(' has ')[0]}"
+    )
+    return Assumption("features", Status.ASSUMED, statement, reason)
 
 
 def _start(problem: Problem) -> np.ndarray:

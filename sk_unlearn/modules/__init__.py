@@ -1,5 +1,6 @@
 """Small reference networks and the criteria that belong to them. All return logits."""
 
+from .feature_head import FeatureHead
 from .networks import (
     MLP,
     AllCNN,
@@ -14,6 +15,7 @@ from .regression import HalfSquaredLoss, LinearRegressor
 __all__ = [
     "MLP",
     "AllCNN",
+    "FeatureHead",
     "HalfSquaredLoss",
     "LinearHead",
     "LinearRegressor",
