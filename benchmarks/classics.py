@@ -95,7 +95,7 @@ def cost_of_a_closed_form(sizes: list[int], d: int = 50) -> list[dict[str, float
         net = CertifiedNeuralClassifier(RidgeHead, lam=1e-3, C=1e6, method=Analytic())
         net, fitting = timed(lambda: net.fit(X, y))  # noqa: B023
         event = calibrate(net.method_.event(net._setting()), EPSILON, DELTA)
-        retained, deleted = net._split_rows(None, None, np.arange(N_DELETED), None, None, None)
+        retained, deleted = net._split(*net._find_rows(None, None, np.arange(N_DELETED), None))
         problem = net._problem(retained, deleted, None, None)
         runs = [timed(lambda: net.method_.center(problem, event)) for _ in range(20)]  # noqa: B023
         outcome = runs[0][0]

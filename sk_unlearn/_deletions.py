@@ -23,15 +23,14 @@ from uuid import uuid4
 
 import numpy as np
 
+from ._budget import BudgetMixin
 from ._interrupt import hold_interrupt
 from ._ledger_format import GENESIS, RELEASED, REQUESTED
-from ._plan import announced
 from ._row_names import find_rows, owners, row_names
 from ._rows import TrainingRows
 from ._validation import check_guarantee
 from .assumptions import Assumption
 from .certificate import Certificate
-from .events import Event
 from .exceptions import (
     DeletionRequestError,
     LedgerError,
@@ -44,7 +43,7 @@ from .ledger import DeletionLedger, Head, LedgerEntry
 Queue = dict[str, list[int]]
 
 
-class DeletionsMixin:
+class DeletionsMixin(BudgetMixin):
     """``request_deletion`` and ``process_deletions``, and what a net does to its ledger."""
 
     def request_deletion(
@@ -100,6 +99,8 @@ class DeletionsMixin:
         5
         >>> clf.ledger_.find("user7"), clf.ledger_.state("ticket-1")
         (['ticket-1'], 'released')
+        >>> [(g.request_id, g.n_rows, g.epsilon) for g in clf.guarantees()]
+        [('ticket-1', 3, 1.0), ('ticket-2', 2, 1.0)]
         """
         self.check_is_fitted()
         rows = self._own_rows()
@@ -152,7 +153,7 @@ BudgetExceededError
         if queue:
             self._hint()
             split = self._split(rows, _union(queue))
-            asked = self._asked(epsilon, delta)
+            asked = self._asked(epsilon, delta, queue)
             self._commit(queue, self._release(*split, *asked, assumptions, scope))
         return self
 
@@ -175,7 +176,7 @@ BudgetExceededError
             )
         split = self._split(rows, _union(queue, positions))
         epsilon, delta, *more = promise
-        asked = self._asked(epsilon, delta)
+        asked = self._asked(epsilon, delta, queue)
         new = uuid4().hex
         try:
             self._record(rows.take(positions), by_ids, new)
@@ -187,16 +188,12 @@ BudgetExceededError
                 end(new, type(error).__name__)  # its message may quote a label or an id
             raise
 
-    def _asked(self, epsilon: float | None, delta: float) -> tuple[Event, float, float]:
-        """Return the next release's complete event, and what is asked of it."""
-        return announced(self.method_, self._setting(), epsilon, delta, self.release_mus_)
-
     def _commit(self, request_ids: Iterable[str], new: dict[str, Any]) -> None:
         """Write ``released``, then become what was released, as one step for Ctrl-C."""
         ids, detail = tuple(request_ids), {"model": self.model_id_}
         with hold_interrupt():
-            recorded = False
-            while not recorded:
+            head = None
+            while head is None:
                 since = self.ledger_.since(self.heard_)
                 if any(entry.state == RELEASED and self._ours(entry) for entry in since):
                     raise LedgerError(
@@ -204,8 +201,8 @@ BudgetExceededError
                         "says; nothing was released here. Call again, to go on from there"
                     )
                 end = _end(since, self.heard_)
-                recorded = self.ledger_.released(ids, new["certificate_"], detail, after=end)
-            vars(self).update(new, queue_={}, heard_=self.ledger_.head)
+                head = self.ledger_.released(ids, new["certificate_"], detail, after=end)
+            vars(self).update(new, queue_={}, heard_=head)
 
     def _record(
         self,
@@ -232,62 +229,67 @@ BudgetExceededError
         queue = {r: p for r, p in self.queue_.items() if r in pending}
         added = [r for r in pending if r not in queue]
         for request_id in added:
-            free = np.setdiff1d(np.arange(len(rows)), _union(queue))
-            found = find_rows(self.ledger_, pending[request_id], rows, free)
-            if not len(found) and self.rows_ is None:
-                raise DeletionRequestError(
-                    f"request {request_id!r} waits in {self.ledger_!r}, and its rows cannot be "
-                    "found without the ids that fit was given: serve it with a net that keeps its "
-                    "rows, or end it there with ledger_.refused(request_id, reason)"
-                )
+            found = self._find(pending[request_id], rows, queue)
             if len(found):
                 queue[request_id] = found.tolist()
             else:
                 self.ledger_.failed(request_id, "none of its rows is among the training rows")
+        if self.rows_ is not None:
+            self.queue_ = queue
         if added:
             _warn(
                 f"requests {added[:5]} ({len(added)} in all) are in {self.ledger_!r}, but were not "
                 "served: this net is of before, and they are served by its next release"
             )
-        if self.rows_ is not None:
-            self.queue_ = queue
         return queue
 
     def _take_in(self, rows: TrainingRows) -> Queue:
         """Return what the next release must serve: what waits, and what this net missed."""
         queue, since = self._recover(rows), self.ledger_.since(self.heard_)
         missed = [e for e in since if e.state == RELEASED and self._ours(e)]
-        with hold_interrupt():
-            if missed:
-                queue = self._repeat(rows, queue, [r for e in missed for r in e.request_ids])
+        if missed:
+            mus = [Certificate.from_json(str(e.certificate)).proved_mu for e in missed]
+            names = [request_id for e in missed for request_id in e.request_ids]
+            with hold_interrupt():
+                queue = self._repeat(rows, queue, missed)
                 self.n_releases_ += len(missed)
-                mus = (Certificate.from_json(str(e.certificate)).proved_mu for e in missed)
                 self.release_mus_ = (*self.release_mus_, *mus)
-            self.heard_ = _end(since, self.heard_)
+                self.heard_ = _end(since, self.heard_)
+            _warn(
+                f"requests {names[:5]} ({len(names)} in all) were released after this net was "
+                f"stored, as {self.ledger_!r} says: the ledger is of after, this net of before. "
+                "Its next release takes their rows out once more, and guarantees() composes both"
+            )
         return queue
 
-    def _repeat(self, rows: TrainingRows, queue: Queue, missed: list[str]) -> Queue:
+    def _repeat(self, rows: TrainingRows, queue: Queue, missed: list[LedgerEntry]) -> Queue:
         """Queue once more what was released from this net after it was stored."""
-        requests = {e.request_ids[0]: e for e in self.ledger_ if e.state == REQUESTED}
-        waiting = {requests[r].detail.get("repeats") for r in queue}
-        first = dict.fromkeys(requests[r].detail.get("repeats", r) for r in missed)
-        everything = np.arange(len(rows))
-        for request_id in [r for r in first if r not in waiting]:
-            found = find_rows(self.ledger_, requests[request_id], rows, everything)
-            if len(found):
-                new = self._record(rows.take(found), False, repeats=request_id)
-                queue = queue | {new: found.tolist()}
+        entries = self._own_entries()
+        requests = {e.request_ids[0]: e for e in entries if e.state == REQUESTED}
+        first = {r: entry.detail.get("repeats", r) for r, entry in requests.items()}
+        known = [e for e in entries if e.state == RELEASED and e.sequence <= self.heard_.sequence]
+        done = {first[r] for entry in known for r in entry.request_ids}
+        done |= {first[r] for r in queue if first[r] != r}
+        for request_id in dict.fromkeys(first[r] for entry in missed for r in entry.request_ids):
+            if request_id not in done:
+                found = self._find(requests[request_id], rows, queue)
+                if len(found):
+                    new = self._record(rows.take(found), False, repeats=request_id)
+                    queue = queue | {new: found.tolist()}
         if self.rows_ is not None:
             self.queue_ = queue
-        _warn(
-            f"requests {missed[:5]} ({len(missed)} in all) were released after this net was "
-            f"stored, as {self.ledger_!r} says: the ledger is of after, this net of before. Its "
-            "next release takes their rows out once more, and guarantees() composes both"
-        )
         return queue
 
-    def _ours(self, entry: LedgerEntry) -> bool:
-        return isinstance(entry.detail, dict) and entry.detail.get("model") == self.model_id_
+    def _find(self, request: LedgerEntry, rows: TrainingRows, queue: Queue) -> np.ndarray:
+        free = np.setdiff1d(np.arange(len(rows)), _union(queue))
+        found = find_rows(self.ledger_, request, rows, free)
+        if not len(found) and self.rows_ is None:
+            raise DeletionRequestError(
+                f"the rows of request {request.request_ids[0]!r} in {self.ledger_!r} must go too, "
+                "and cannot be found without the ids that fit was given: serve it with a net that "
+                "keeps its rows, or, if it waits, end it with ledger_.refused(request_id, reason)"
+            )
+        return found
 
     def _own_rows(self) -> TrainingRows:
         if self.rows_ is None:
@@ -332,8 +334,9 @@ BudgetExceededError
         self.queue_: Queue = {}
 
     def _leave_ledger(self) -> None:
-        """Go on with an empty ledger in memory; for copies that are only looked at."""
-        vars(self).update(ledger_=DeletionLedger(), heard_=GENESIS, queue_={})
+        """Go on with an empty ledger in memory and no budget; for copies that are only tried."""
+        config = self.fit_config_ | {"budget": None}
+        vars(self).update(ledger_=DeletionLedger(), heard_=GENESIS, queue_={}, fit_config_=config)
 
 
 def _union(queue: Queue, positions: Any = ()) -> np.ndarray:

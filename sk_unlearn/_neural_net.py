@@ -54,6 +54,7 @@ class CertifiedNeuralNet(
         method: UnlearningMethod | str = "auto",
         store_data: bool = True,
         ledger: Any = None,
+        budget: tuple[float, float] | None = None,
         noise_seed: int | None = None,
         random_state: Any = None,
         criterion: Any = None,
@@ -104,6 +105,7 @@ class CertifiedNeuralNet(
         self.method = method
         self.store_data = store_data
         self.ledger = ledger
+        self.budget = budget
         self.noise_seed = noise_seed
         self.random_state = random_state
         self._keep_parameters_only(kwargs)

@@ -98,6 +98,10 @@ def check_hyperparameters(net: Any) -> None:
         raise ValueError(f"anchor={net.anchor!r}; choose 'zero' or 'init'")
     if net.ledger is not None and not isinstance(net.ledger, str | os.PathLike):
         raise ValueError(f"ledger={net.ledger!r}; give a path, or None for a ledger in memory")
+    if net.budget is not None:
+        if not isinstance(net.budget, tuple | list) or len(net.budget) != 2:
+            raise ValueError(f"budget={net.budget!r}; give (epsilon, delta), or None for no limit")
+        check_guarantee(*net.budget)
     reduction = getattr(net.criterion, "reduction", "mean")
     if reduction != "mean":
         raise ValueError(

@@ -48,6 +48,9 @@ class CertifiedNeuralClassifier(CertifiedNeuralNet, NeuralNetClassifier):
     ledger : str, path-like or None
         File of the :class:`~sk_unlearn.ledger.DeletionLedger` that records every deletion; made
         by the first one. None keeps it in memory, and pickles it with the net.
+    budget : (float, float) or None
+        (epsilon, delta) that every deletion satisfies, also after later releases: one that would
+        break it is refused (:meth:`releases_left`).
     noise_seed : int or None
         None draws noise from the operating system. A seed makes it reproducible, and the
         certificate conditional on its secrecy.

@@ -128,7 +128,7 @@ class DeletionLedger(ReadableLedger):
         certificate: Certificate | str,
         detail: str | Mapping[str, Any] | None = None,
         after: tuple[int, str] | None = None,
-    ) -> bool:
+    ) -> Head | None:
         """Record that one release served pending requests.
 
         Parameters
@@ -144,8 +144,8 @@ class DeletionLedger(ReadableLedger):
 
         Returns
         -------
-        bool
-            Whether it was recorded: False only if another entry has followed `after`.
+        Head or None
+            This entry's; None if nothing was recorded because another one has followed `after`.
 
         Raises
         ------
@@ -201,12 +201,12 @@ class DeletionLedger(ReadableLedger):
         detail: str | None = None,
         certificate: str | None = None,
         after: Head | None = None,
-    ) -> bool:
+    ) -> Head | None:
         with LOCK:
             with self._store.writing() as connection:
                 self._replay.catch_up(connection)
                 if after not in (None, self._replay.head):
-                    return False
+                    return None
                 objection = self._replay.objection(state, request_ids)
                 if objection:
                     raise LedgerError(f"{objection}; nothing was recorded")
@@ -232,7 +232,7 @@ class DeletionLedger(ReadableLedger):
                 row = (*values, entry_hash(values))
                 connection.execute(INSERT, row)
             self._replay.advance(row)
-        return True
+            return self._replay.head
 
 
 def _utc_now() -> str:

@@ -37,7 +37,8 @@ class CertifiedNeuralRegressor(CertifiedNeuralNet, NeuralNetRegressor):
         How rows are removed; an instance from :mod:`sk_unlearn.methods`, or "auto":
         ``Analytic`` or ``Residual`` where they apply, otherwise ``Retrain``. Methods whose
         statement needs a bounded gradient of the loss refuse the squared loss.
-    lam, C, anchor, store_data, noise_seed, random_state, optimizer, lr, max_epochs, batch_size, \
+    lam, C, anchor, store_data, ledger, budget, noise_seed, random_state, optimizer, lr, \
+max_epochs, batch_size, \
 iterator_train, iterator_valid, dataset, train_split, callbacks, predict_nonlinearity, \
 warm_start, verbose, device, compile, use_caching, torch_load_kwargs, **kwargs
         As in :class:`sk_unlearn.CertifiedNeuralClassifier`.

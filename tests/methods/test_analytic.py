@@ -29,7 +29,7 @@ def _net(method=None, **params):
 
 
 def _problem(net, indices):
-    retained, deleted = net._split_rows(None, None, indices, None, None, None)
+    retained, deleted = net._split(*net._find_rows(None, None, indices, None))
     return net._problem(retained, deleted, None, None)
 
 

@@ -41,7 +41,7 @@ def _net(method, lam, kind="ovr"):
 
 
 def _center(net, indices):
-    retained, deleted = net._split_rows(None, None, indices, None, None, None)
+    retained, deleted = net._split(*net._find_rows(None, None, indices, None))
     problem = net._problem(retained, deleted, None, None)
     return net.method_.center(problem, net.method_.event(net._setting()))
 
