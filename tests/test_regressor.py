@@ -94,7 +94,7 @@ def ridge(X, targets, lam=LAM):
 def before_noise(reg, **request):
     """Return the weights that a deletion would release, without their noise."""
     named = {"X_u": None, "y_u": None, "indices": None, "sample_ids": None} | request
-    retained, deleted = reg._split_rows(**named, X_r=None, y_r=None)
+    retained, deleted = reg._split(*reg._find_rows(**named))
     event = calibrate(reg.method_.event(reg._setting()), 1.0, 1e-5)
     outcome = reg.method_.center(reg._problem(retained, deleted, None, None), event)
     return to_matrix(outcome.parameters, reg.n_outputs_)
