@@ -355,7 +355,7 @@ def test_a_full_disk_leaves_everything_as_it_was(path, monkeypatch, step):
     connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(LedgerError, match=r"disk is full"):
         if step == "request":
-            net.request_deletion(indices=range(40, 80))
+            net.request_deletion(indices=range(100, 140))
         else:
             net.process_deletions()
     assert left(net) == without() and net.queue_ == {"a": list(range(40))}
