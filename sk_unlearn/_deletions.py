@@ -28,7 +28,7 @@ from ._interrupt import hold_interrupt
 from ._ledger_format import GENESIS, RELEASED, REQUESTED
 from ._row_names import find_rows, owners, row_names
 from ._rows import TrainingRows
-from ._validation import check_guarantee
+from ._validation import check_additions, check_guarantee
 from .assumptions import Assumption
 from .certificate import Certificate
 from .exceptions import (
@@ -148,6 +148,7 @@ BudgetExceededError
         """
         self.check_is_fitted()
         check_guarantee(1.0 if epsilon is None else epsilon, delta)
+        check_additions(assumptions, scope)
         rows = self._own_rows()
         queue = self._take_in(rows)
         if queue:

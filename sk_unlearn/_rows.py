@@ -170,7 +170,10 @@ class TrainingRows:
         DeletionRequestError
             If one is named twice or permanent, or they are not whole numbers.
         """
-        positions = np.asarray(indices)
+        try:
+            positions = np.asarray(indices)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise DeletionRequestError(f"indices={indices!r}: {error}") from error
         if positions.dtype == bool and positions.shape == (len(self),):
             positions = np.flatnonzero(positions)
         if positions.size == 0:
@@ -206,7 +209,10 @@ class TrainingRows:
             raise DeletionRequestError(
                 "sample_ids cannot be found: fit was called without sample_ids"
             )
-        wanted = as_ids(sample_ids)
+        try:
+            wanted = as_ids(sample_ids)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise DeletionRequestError(str(error)) from error
         unique, counts = np.unique(wanted, return_counts=True)
         if len(unique) < len(wanted):
             raise DeletionRequestError(f"sample_ids {_some(unique[counts > 1])} are named twice")

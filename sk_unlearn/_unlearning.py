@@ -14,7 +14,7 @@ from skorch.history import History
 from ._deletions import DeletionsMixin
 from ._rows import TrainingRows
 from ._statement import release_assumptions, release_scope
-from ._validation import check_guarantee
+from ._validation import check_additions, check_guarantee
 from .assumptions import Assumption
 from .certificate import Certificate
 from .events import Event, ExactRelease
@@ -88,6 +88,7 @@ class UnlearningMixin(DeletionsMixin):
         """
         self.check_is_fitted()
         check_guarantee(1.0 if epsilon is None else epsilon, delta)
+        check_additions(assumptions, scope)
         rows, positions = self._find_rows(X_u, y_u, indices, sample_ids, X_r, y_r)
         self._hint()
         by_ids, by_content = sample_ids is not None, X_u is not None

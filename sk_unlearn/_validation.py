@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
+from .assumptions import Assumption
 from .exceptions import DeletionRequestError, NotApplicableError
 from .methods import (
     Analytic,
@@ -120,9 +122,9 @@ def check_guarantee(epsilon: float, delta: float) -> tuple[float, float]:
         If epsilon is not positive and finite, or delta not strictly between 0 and 1.
     """
     for name, value in (("epsilon", epsilon), ("delta", delta)):
-        if isinstance(value, bool) or not isinstance(value, Real) or np.isnan(value):
+        if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or value != value:
             raise DeletionRequestError(f"{name}={value!r}; give a number")
-    if not 0 < epsilon < np.inf:
+    if not 0 < epsilon <= sys.float_info.max:
         raise DeletionRequestError(f"epsilon={epsilon!r}; give a finite number > 0, such as 1.0")
     if not 0 < delta < 1:
         raise DeletionRequestError(f"delta={delta!r}; give a number between 0 and 1, such as 1e-5")
@@ -132,6 +134,20 @@ def check_guarantee(epsilon: float, delta: float) -> tuple[float, float]:
             f"standard deviations; ask for at least {SMALLEST_DELTA:g}"
         )
     return float(epsilon), float(delta)
+
+
+def check_additions(assumptions: Any, scope: Any) -> None:
+    """Check what a caller adds to a certificate, before anything runs.
+
+    Raises
+    ------
+    DeletionRequestError
+        If they are no tuples (or lists) of assumptions and of texts.
+    """
+    for name, values, kind in (("assumptions", assumptions, Assumption), ("scope", scope, str)):
+        plain = isinstance(values, tuple | list) and all(isinstance(v, kind) for v in values)
+        if not plain:
+            raise DeletionRequestError(f"{name}={values!r}; give a tuple of {kind.__name__}")
 
 
 def resolve_method(method: Any, module: Any, criterion: Any, setting: Any) -> UnlearningMethod:

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from ._rows import TrainingRows, as_ids
 from ._sharded_certificate import certify
 from ._sharded_rows import find_rows, hashed_buckets, refuse_unservable
+from ._validation import check_additions
 from .assumptions import Assumption
 
 
@@ -184,6 +185,7 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
             If a row was not trained on, or is not there any more.
         """
         check_is_fitted(self, "rows_")
+        check_additions(assumptions, scope)
         rows = self.rows_
         positions = find_rows(self, X_u, y_u, indices, sample_ids)
         retained, buckets = rows.without(positions), np.delete(self.buckets_, positions)
