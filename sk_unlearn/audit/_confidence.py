@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import is_regressor
 
 FloatArray = NDArray[np.float64]
 
@@ -49,8 +50,24 @@ def logit_confidence(model: Any, X: Any, y: ArrayLike) -> FloatArray:
     return np.asarray(hit - miss)
 
 
+def refuse_regressor(estimator: Any) -> None:
+    """Refuse what has no probabilities of classes to look at.
+
+    Raises
+    ------
+    TypeError
+        Saying what can be audited instead.
+    """
+    if is_regressor(estimator):
+        raise TypeError(
+            f"{type(estimator).__name__} is a regressor, and this audit looks at the probabilities "
+            "of classes (predict_proba); audit_unlearning(..., view='weights') audits its releases"
+        )
+
+
 def probabilities(model: Any, X: Any) -> tuple[FloatArray, NDArray[Any]]:
     """Return (n, K) probabilities and the classes; ValueError for what are none."""
+    refuse_regressor(model)
     classes = np.asarray(model.classes_)
     columns = np.asarray(model.predict_proba(X), dtype=np.float64)
     if columns.shape != (len(X), len(classes)):

@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.metrics import log_loss
 from sklearn.utils import check_random_state
 
+from ._confidence import refuse_regressor
 from ._costs import NOTHING, Cost, Lesson, measured
 from ._views import weights
 from ._worlds import check_forget, unrecorded
@@ -117,6 +118,8 @@ def compare(
     ------
     ValueError
         If `forget` names no rows or all of them.
+    TypeError
+        For a regressor.
 
     Examples
     --------
@@ -130,6 +133,7 @@ def compare(
     >>> [row["method"] for row in table.rows][:3]
     ['do nothing', 'retrain (same init)', 'retrain (other init)']
     """
+    refuse_regressor(estimator)
     X, y = np.asarray(X), np.asarray(y)
     positions = check_forget(forget, len(y))
     keep = np.setdiff1d(np.arange(len(y)), positions)
