@@ -227,6 +227,35 @@ class CertifiedNeuralNet(
                 f"{wanted[1]} {self._outputs_are}; it must return the shape {wanted}"
             )
 
+    @property
+    def coef_(self) -> np.ndarray:
+        """Weights of a linear head, shaped as in scikit-learn's linear models."""
+        return self._linear()[0]
+
+    @property
+    def intercept_(self) -> Any:
+        """Bias of a linear head, shaped as in scikit-learn's linear models."""
+        return self._linear()[1]
+
+    def _linear(self) -> tuple[np.ndarray, Any]:
+        module = vars(self).get("module_")
+        if not isinstance(module, LinearHead):
+            what = "before fit" if module is None else f"with module {type(module).__name__}"
+            raise AttributeError(f"{type(self).__name__} has no coef_ and intercept_ {what}")
+        layer = module.linear
+        return tuple(p.detach().cpu().numpy().copy() for p in (layer.weight, layer.bias))
+
+    @property
+    def n_iter_(self) -> int:
+        """Newton steps of the last fit; nothing that a release must drop outlives it."""
+        steps = getattr(vars(self).get("method_state_"), "n_iter", None)
+        if steps is None:
+            raise AttributeError(
+                f"{type(self).__name__} has no n_iter_: it is there after a fit that solves, until "
+                "the next release"
+            )
+        return steps
+
     @staticmethod
     def _first(output: Any) -> torch.Tensor:
         return output[0] if isinstance(output, tuple) else output

@@ -29,6 +29,13 @@ _NO_WEIGHTS = (
     "weights computed from the data carry the deleted rows; repeat or drop rows instead"
 )
 
+_NO_CLASS_WEIGHTS = (
+    "class weights that are counted from the data change with every deletion and carry the deleted "
+    "rows, and the statements that the certificates rest on are about the unweighted mean over "
+    "rows; move the decision threshold instead (sklearn.model_selection.FixedThresholdClassifier)"
+)
+_REASONS = {"class_weight": _NO_CLASS_WEIGHTS, "sample_weight": _NO_WEIGHTS}
+
 SMALLEST_DELTA = 1e-12
 
 METHODS = {
@@ -55,10 +62,24 @@ def check_keywords(kind: type, keywords: Iterable[str], prefixes: Iterable[str])
         if name in known or any(name.startswith(f"{prefix}__") for prefix in prefixes):
             continue
         message = f"{kind.__name__}() got an unexpected keyword argument {name!r}"
-        if name in ("class_weight", "sample_weight"):
-            raise TypeError(f"{message}: {_NO_WEIGHTS}")
+        if name in _REASONS:
+            raise TypeError(f"{message}: {_REASONS[name]}")
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         raise TypeError(message + (f"; did you mean {close[0]!r}?" if close else ""))
+
+
+def without_class_weight(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords less a ``class_weight`` of None, which is what there is.
+
+    Raises
+    ------
+    ValueError
+        For any other ``class_weight``.
+    """
+    weight = keywords.get("class_weight")
+    if weight is not None:
+        raise ValueError(f"class_weight={weight!r} is not supported: {_NO_CLASS_WEIGHTS}")
+    return {name: value for name, value in keywords.items() if name != "class_weight"}
 
 
 def check_fit_keywords(keywords: dict[str, Any]) -> None:
@@ -72,10 +93,10 @@ def check_fit_keywords(keywords: dict[str, Any]) -> None:
         For anything else.
     """
     for name, value in keywords.items():
-        if name in ("sample_weight", "class_weight"):
+        if name in _REASONS:
             if value is None:
                 continue
-            raise ValueError(f"{name} is not supported: {_NO_WEIGHTS}")
+            raise ValueError(f"{name} is not supported: {_REASONS[name]}")
         raise TypeError(f"fit() got an unexpected keyword argument {name!r}")
 
 
@@ -110,7 +131,7 @@ def check_hyperparameters(net: Any) -> None:
             f"criterion with reduction={reduction!r}; the objective is a mean over rows, use 'mean'"
         )
     if getattr(net.criterion, "weight", None) is not None:
-        raise ValueError(f"criterion with class weights is not supported: {_NO_WEIGHTS}")
+        raise ValueError(f"criterion with class weights is not supported: {_NO_CLASS_WEIGHTS}")
 
 
 def check_guarantee(epsilon: float, delta: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from .head_risk import HeadRisk
 
 _MAX_DIRECT = 4096
 _MAX_BYTES = 2**30
+_FLOOR = 2.0
 _FACTOR_COST = 0.05
 """Products that cost as much as building the factors, for each column of the features."""
 
@@ -40,6 +41,11 @@ class Minimum:
     bound: float
     rounding: float
     n_iter: int
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether the computed gradient is lost in its rounding: no step can improve on it."""
+        return self.bound <= _FLOOR * self.rounding
 
 
 def minimise(
@@ -84,7 +90,7 @@ def minimise(
     with tqdm(total=max_iter, desc="Newton", disable=not verbose, leave=False) as bar:
         for iteration in range(max_iter + 1):
             bound, rounding, gradient = risk.gradient_norm_bound(W)
-            enough = 2.0 * rounding if tol is None else tol
+            enough = _FLOOR * rounding if tol is None else tol
             if bound <= enough or iteration == max_iter or not gradient.any():
                 break
             if products >= risk.shape[1] * _FACTOR_COST:

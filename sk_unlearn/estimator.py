@@ -13,7 +13,7 @@ from torch import nn
 
 from ._neural_net import CertifiedNeuralNet, with_common_parameters
 from ._rows import TrainingRows
-from ._validation import check_fit_keywords
+from ._validation import check_fit_keywords, without_class_weight
 from .exceptions import DeletionRequestError
 
 
@@ -71,6 +71,11 @@ use_caching, torch_load_kwargs, **kwargs
     ----------
     classes_ : ndarray of shape (n_classes,)
         Labels.
+    coef_, intercept_ : ndarray of shape (n_classes, n_features), (n_classes,)
+        Of a linear head, as in scikit-learn's linear models: what ``decision_function`` adds
+        up, so (1, n_features) and (1,) for two classes. Images count their pixels.
+    n_iter_ : int
+        Newton steps of fit, with a method that solves; a release drops it.
     certificate_ : Certificate
         What is promised about the last release; set by :meth:`unlearn`.
     ledger_ : DeletionLedger
@@ -105,7 +110,19 @@ use_caching, torch_load_kwargs, **kwargs
 
     @with_common_parameters
     def __init__(self, module: Any = None, *, classes: Any = None, **kwargs: Any) -> None:
-        super().__init__(module, classes=classes, **kwargs)
+        super().__init__(module, classes=classes, **without_class_weight(kwargs))
+
+    def set_params(self, **params: Any) -> CertifiedNeuralClassifier:
+        """Set parameters; they take effect at the next fit.
+
+        Only the optimizer's own (``lr``, ``optimizer__…``) act on a fitted net at once.
+        ``class_weight`` may be None and nothing else.
+        """
+        return super().set_params(**without_class_weight(params))
+
+    def _linear(self) -> tuple[np.ndarray, np.ndarray]:
+        weight, bias = super()._linear()
+        return (weight[1:] - weight[:1], bias[1:] - bias[:1]) if len(bias) == 2 else (weight, bias)
 
     @property
     def classes_(self) -> np.ndarray:

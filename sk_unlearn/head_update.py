@@ -33,10 +33,13 @@ class SolvedHead:
         The optimum, float64, before any projection or noise.
     factors : HeadFactors or None
         Of the Hessian there; None when they exceed the memory that was allowed.
+    n_iter : int
+        Newton steps to get there.
     """
 
     weights: np.ndarray
     factors: HeadFactors | None
+    n_iter: int = 0
 
 
 def delete(

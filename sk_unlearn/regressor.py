@@ -45,6 +45,11 @@ warm_start, verbose, device, compile, use_caching, torch_load_kwargs, **kwargs
 
     Attributes
     ----------
+    coef_, intercept_ : ndarray of shape (n_outputs, n_features), (n_outputs,)
+        Of :class:`sk_unlearn.modules.LinearRegressor`, as in scikit-learn's linear models:
+        (n_features,) and a number for targets (n,).
+    n_iter_ : int
+        Newton steps of fit, with ``Residual``; a release drops it.
     certificate_ : Certificate
         What is promised about the last release; set by :meth:`unlearn`.
     method_ : UnlearningMethod
@@ -100,6 +105,10 @@ warm_start, verbose, device, compile, use_caching, torch_load_kwargs, **kwargs
                 f"{self.target_shape_}"
             )
         return targets.reshape(len(targets), -1)
+
+    def _linear(self) -> tuple[np.ndarray, np.ndarray]:
+        weight, bias = super()._linear()
+        return (weight, bias) if self.target_shape_ else (weight[0], bias[0])
 
     def _sizes(self) -> dict[str, Any]:
         sizes = super()._sizes()

@@ -214,7 +214,7 @@ def test_torch_datasets_are_refused():
     [
         ({"lamb": 1}, "did you mean 'lam'"),
         ({"max_epoch": 1}, "did you mean 'max_epochs'"),
-        ({"class_weight": "balanced"}, "unweighted mean"),
+        ({"sample_weight": [1.0]}, "unweighted mean"),
     ],
 )
 def test_misspelt_keywords_fail_early(keyword, message):

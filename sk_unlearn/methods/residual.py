@@ -8,6 +8,7 @@ from math import inf, nextafter
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from .. import bounds
@@ -149,8 +150,18 @@ class Residual(OneShotMethod):
         """Solve down to the rounding error; keep the solution and the factors of its Hessian."""
         risk = _risk(problem, problem.retained)
         solution = minimise(risk, _start(problem), verbose=problem.verbose)
+        if not solution.at_floor:
+            warnings.warn(
+                f"the solve stopped after {solution.n_iter} Newton steps at a gradient norm of up "
+                f"to {solution.bound:.3g}, above the {solution.rounding:.3g} that rounding leaves: "
+                "the fit is not quite at its optimum; scale the features, or raise lam",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         factors = HeadFactors.at(risk, solution.weights, _MAX_FACTOR_BYTES)
-        return _inside_ball(solution, problem)[0], SolvedHead(solution.weights, factors)
+        return _inside_ball(solution, problem)[0], SolvedHead(
+            solution.weights, factors, solution.n_iter
+        )
 
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Solve for the retained rows to the tolerance that the event stands for."""
@@ -166,7 +177,8 @@ class Residual(OneShotMethod):
             raise ToleranceNotReachedError(_advice(solution, tol))
         inside, active = _inside_ball(solution, problem)
         factors = None if problem.state is None else problem.state.factors
-        kept = SolvedHead(solution.weights, factors) if self.state == "secret" else None
+        solved = SolvedHead(solution.weights, factors, solution.n_iter)
+        kept = solved if self.state == "secret" else None
         assumptions = (
             Assumption(
                 "strong convexity",
