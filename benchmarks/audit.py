@@ -144,7 +144,13 @@ def cases(quick: bool):
             if view == "weights" or not quick:
                 yield "iris", True, view, estimator, iris
     inner = iris_case(Retrain(), max_epochs=5)
-    yield "iris", True, "predictions", ShardedClassifier(inner, n_shards=2, classes=range(3)), iris
+    yield (
+        "iris",
+        True,
+        "predictions",
+        ShardedClassifier(inner, n_shards=2, classes=range(3), random_state=0),
+        iris,
+    )
     for view in ("weights", "predictions"):
         for method in (FifthOfTheNoise(), ReusedNoise(), HandSetNewton(**uncorrected)):
             yield "worst", False, view, worst_case(method), worst
