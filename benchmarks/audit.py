@@ -31,6 +31,7 @@ from sk_unlearn.audit import audit_unlearning
 from sk_unlearn.events import GaussianRelease
 from sk_unlearn.methods import (
     Analytic,
+    CertifiedRemoval,
     DescentToDelete,
     GradientClipping,
     ModelClipping,
@@ -47,7 +48,7 @@ from sk_unlearn.preprocessing import ClipToBall
 from sk_unlearn.sharded import ShardedClassifier
 
 EPSILON, DELTA, C = 1.0, 1e-5, 0.1
-FITS_EVERY_RUN = {"PrivateTraining", "Retrain", "ShardedClassifier"}
+FITS_EVERY_RUN = {"CertifiedRemoval", "PrivateTraining", "Retrain", "ShardedClassifier"}
 
 
 class FifthOfTheNoise(OutputPerturbation):
@@ -133,6 +134,7 @@ def cases(quick: bool):
         iris_case(Analytic(), RidgeHead),
         iris_case(SekhariNewton(**few)),
         iris_case(DescentToDelete(iterations=50, **few)),
+        iris_case(CertifiedRemoval(noise_std=10.0)),
         iris_case(private()),
         iris_case(Newton(damping=10.0)),
         iris_case(Retrain(), MLP, max_epochs=5),

@@ -43,6 +43,10 @@ class Plan:
         Passes over the training rows, fine-tuning included; None where it is not known before.
     n_parameters : int
         Weights that are released.
+    deletions_left : int or None
+        How many more rows the budget of a method that has one is good for, at what each cost so
+        far; None where there is none, or before the first. The operator's: unlike the rest it
+        depends on the deleted rows.
     """
 
     method: str
@@ -56,6 +60,7 @@ class Plan:
     radius: float | None
     passes: float | None
     n_parameters: int
+    deletions_left: int | None = None
 
     @property
     def noise_over_radius(self) -> float | None:
@@ -79,6 +84,8 @@ class Plan:
             lines.append(f"noisy steps          {self.steps}")
         if self.passes is not None:
             lines.append(f"passes over the rows {self.passes:.4g}, fine-tuning included")
+        if self.deletions_left is not None:
+            lines.append(f"deletions left       about {self.deletions_left} rows")
         return "\n  ".join(lines)
 
     __repr__ = __str__
@@ -125,6 +132,7 @@ class PlanMixin:
         event, epsilon, delta = announced(self.method_, setting, epsilon, delta, self.release_mus_)
         noise, radius, steps = _noise(event)
         passes = getattr(self.method_, "passes", None)
+        left = getattr(self.method_, "deletions_left", None)
         return Plan(
             method=" ".join(repr(self.method_).split()),
             epsilon=epsilon,
@@ -137,6 +145,7 @@ class PlanMixin:
             radius=radius,
             passes=None if passes is None else passes(setting, self.n_rows_),
             n_parameters=setting.n_parameters,
+            deletions_left=None if left is None else left(self.method_state_, event),
         )
 
 

@@ -173,6 +173,26 @@ class PoissonSampledTraining(Event):
     max_deletions: int
 
 
+@dataclass(frozen=True)
+class ObjectivePerturbation(Event):
+    """Removal from a model whose objective was trained with a random linear term (T15).
+
+    Unlike the other events it is no mechanism with a proved guarantee: that a small residual makes
+    the two worlds' laws close is an assumption, which a certificate of it must carry.
+
+    Parameters
+    ----------
+    noise_std : float
+        Standard deviation of each entry of the random linear term, in sum units.
+    residual : float or None
+        Bound on the norm of the gradient, in sum units, that all removals since training and the
+        trainings of both worlds have left, together.
+    """
+
+    noise_std: float
+    residual: float | None
+
+
 EVENT_TYPES = (
     ExactRelease,
     GaussianRelease,
@@ -181,6 +201,7 @@ EVENT_TYPES = (
     NoisyBlocks,
     ModelClippingIterations,
     PoissonSampledTraining,
+    ObjectivePerturbation,
 )
 
 
@@ -256,6 +277,8 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "steps": _count,
     "schedule": _numbers,
     "noise_multiplier": optional_number,
+    "noise_std": number,
+    "residual": optional_number,
     "sample_rate": number,
     "max_deletions": _count,
     "constants": lambda pairs: tuple((_text(name), number(value)) for name, value in pairs),

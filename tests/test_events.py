@@ -19,6 +19,7 @@ from sk_unlearn.events import (
     ModelClippingIterations,
     NoisyBlocks,
     NoisyIterations,
+    ObjectivePerturbation,
     PoissonSampledTraining,
     UncertifiedRelease,
     event_from_dict,
@@ -37,6 +38,7 @@ events = st.one_of(
         st.lists(st.tuples(words, positive), max_size=3).map(tuple),
     ),
     st.builds(UncertifiedRelease, positive, words),
+    st.builds(ObjectivePerturbation, positive, st.none() | positive),
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | words,
@@ -51,6 +53,7 @@ EXAMPLES = (
     NoisyBlocks((1.0, 2.0), 1.0, 0.1, 0.01, 3, 0.5),
     ModelClippingIterations(2.0, 3, 0.5),
     PoissonSampledTraining(1.1, 0.01, 100, 5),
+    ObjectivePerturbation(1.0, 0.25),
 )
 
 

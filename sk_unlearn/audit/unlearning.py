@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
 from ..accounting import gaussian_epsilon
-from ..events import PoissonSampledTraining
+from ..events import ObjectivePerturbation, PoissonSampledTraining
 from ._views import VIEWS, make_view, score_runs
 from ._worlds import check_forget, set_noise_seed, unrecorded
 from .lower_bounds import epsilon_lower_bound, mu_lower_bound
@@ -24,6 +24,8 @@ from .lower_bounds import epsilon_lower_bound, mu_lower_bound
 __all__ = ["AuditResult", "audit_unlearning"]
 
 FloatArray = NDArray[np.float64]
+
+_NOISY_TRAINING = (PoissonSampledTraining, ObjectivePerturbation)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,9 +121,10 @@ def audit_unlearning(
 
     World "deleted": fit on all rows, then ``unlearn(indices=forget)``. World "never": fit on the
     other rows, then ``unlearn(indices=[])``. Each world is fitted once, for (T0) holds for every
-    outcome of the fit; where the noise is drawn in training (``PrivateTraining``) every run
-    fits. Every run releases a copy with noise of its own; with ``noise_seed`` set, each run gets
-    another seed. A method with ``center`` and ``release`` computes its un-noised centre once.
+    outcome of the fit; where the noise is drawn in training (``PrivateTraining``,
+    ``CertifiedRemoval``) every run fits. Every run releases a copy with noise of its own; with
+    ``noise_seed`` set, each run gets another seed. A method with ``center`` and ``release``
+    computes its un-noised centre once.
 
     Parameters
     ----------
@@ -250,7 +253,7 @@ class _World:
         center = _keep_center(fitted)
         seen, certificate = [], None
         for seed in tqdm(seeds, progress, leave=False, disable=progress is None):
-            if certificate is not None and isinstance(certificate.event, PoissonSampledTraining):
+            if certificate is not None and isinstance(certificate.event, _NOISY_TRAINING):
                 fitted = self._fit()
             released = deepcopy(fitted)
             set_noise_seed(released, int(seed))

@@ -8,12 +8,14 @@ from .model_clipping import ModelClipping
 from .newton import Newton
 from .output_perturbation import OutputPerturbation
 from .private import PrivateTraining
+from .removal import CertifiedRemoval
 from .residual import Residual
 from .retrain import Retrain
 from .sekhari import SekhariNewton
 
 __all__ = [
     "Analytic",
+    "CertifiedRemoval",
     "DescentToDelete",
     "GradientClipping",
     "ModelClipping",

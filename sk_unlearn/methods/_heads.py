@@ -8,6 +8,7 @@ from math import inf, log, nextafter, sqrt
 from typing import Any
 
 import numpy as np
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import nn
 
 from .. import bounds
@@ -20,12 +21,14 @@ from ..exceptions import (
     ToleranceNotReachedError,
     UnlearningWarning,
 )
+from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
 from ..modules import FeatureHead
 from ._checks import require_number
 from .base import Problem, Rows, Setting
 from .residual import Residual
 
+_MAX_FACTOR_BYTES = 2**30
 _U = 2.0**-53
 _FUNCTION_ERROR = 8.0
 SLACK = 1.0 + 1e-6  # above what rounds off in computing norms and bounds of positive terms
@@ -47,7 +50,7 @@ def check_head(method: Any, module: nn.Module, criterion: nn.Module, setting: Se
             f"{name} does not apply: it declares the norm of the rows, and the head sees features; "
             "use Residual()"
         )
-    for parameter in ("row_norm", "max_fraction", "tol"):
+    for parameter in {"row_norm", "max_fraction", "tol"} & set(method.get_params()):
         require_number(name, parameter, getattr(method, parameter))
     if method.multi_class != module.multi_class:
         raise NotApplicableError(
@@ -153,6 +156,42 @@ def head_risk(problem: Problem, rows: Rows) -> HeadRisk:
     reference = to_matrix(problem.reference, setting.n_classes)
     kind = problem.module.multi_class
     return HeadRisk(rows.X, rows.y, setting.n_classes, setting.lam, reference, kind)
+
+
+def newton_step(
+    risk: HeadRisk, W: np.ndarray, gradient: np.ndarray, atol: float, row_norm: float
+) -> tuple[np.ndarray, float, int]:
+    """Solve ``H(W) step = -gradient`` by preconditioned conjugate gradients.
+
+    Returns
+    -------
+    step : ndarray of shape (K, d + 1)
+    residual : float
+        Proved bound on ``||H(W) step + gradient||``, rounding of the product included.
+    products : int
+        Hessian products, each a pass over the rows.
+    """
+    product, products = risk.hessian_product(W), 0
+
+    def apply(v: np.ndarray) -> np.ndarray:
+        nonlocal products
+        products += 1
+        return product(v.reshape(W.shape)).ravel()
+
+    factors = HeadFactors.at(risk, W, _MAX_FACTOR_BYTES)
+    operator = LinearOperator((W.size, W.size), matvec=apply, dtype=np.float64)
+    inverse = None
+    if factors is not None:
+        inverse = LinearOperator(
+            (W.size, W.size),
+            matvec=lambda v: factors.solve(v.reshape(W.shape)).ravel(),
+            dtype=np.float64,
+        )
+    solution, _ = cg(operator, -gradient.ravel(), rtol=0.0, atol=atol, M=inverse)
+    step = solution.reshape(W.shape)
+    image = apply(solution).reshape(W.shape)
+    residual = upper(image + gradient) + hessian_product_rounding(risk, row_norm, W, step)
+    return step, residual + gamma(2) * (upper(image) + upper(gradient)), products
 
 
 def hessian_product_rounding(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, cg
 from torch import nn
 
 from .. import bounds
@@ -11,13 +10,11 @@ from ..assumptions import Assumption, Status
 from ..convex import Minimum
 from ..events import Event, GaussianRelease
 from ..exceptions import ToleranceNotReachedError
-from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
 from . import _heads
 from .base import OneShotMethod, Outcome, Problem, Setting
 
 _MAX_STEPS = 8
-_MAX_FACTOR_BYTES = 2**30
 
 
 class SekhariNewton(OneShotMethod):
@@ -160,28 +157,12 @@ class SekhariNewton(OneShotMethod):
     def _step(self, risk: HeadRisk, W: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the next point, and the residual that would explain all its rounding."""
         _, rounding, gradient = risk.gradient_norm_bound(W)
-        product = risk.hessian_product(W)
-        factors = HeadFactors.at(risk, W, _MAX_FACTOR_BYTES)
-        operator = _operator(product, W.shape)
-        inverse = None if factors is None else _operator(factors.solve, W.shape)
-        solution, _ = cg(operator, -gradient.ravel(), rtol=0.0, atol=self.tol / 4, M=inverse)
-        step = solution.reshape(W.shape)
-        image = product(step)
-        residual = _heads.upper(image + gradient) + rounding
-        residual += _heads.hessian_product_rounding(risk, self.row_norm, W, step)
-        residual += _heads.gamma(2) * (_heads.upper(image) + _heads.upper(gradient))
+        step, residual, _ = _heads.newton_step(risk, W, gradient, self.tol / 4, self.row_norm)
         moved = W + step
-        residual += _heads.gamma(1) * risk.lam * _heads.upper(moved)
+        residual += rounding + _heads.gamma(1) * risk.lam * _heads.upper(moved)
         if not residual <= self.tol:
             raise ToleranceNotReachedError(
                 f"the residual of the Newton system is {residual:.3g}, above tol={self.tol:g}; "
                 "raise tol or lam. Nothing was changed."
             )
         return moved, residual
-
-
-def _operator(apply, shape: tuple[int, int]) -> LinearOperator:
-    size = shape[0] * shape[1]
-    return LinearOperator(
-        (size, size), matvec=lambda v: apply(v.reshape(shape)).ravel(), dtype=np.float64
-    )
