@@ -44,7 +44,7 @@ def find_rows(net: Any, X_u: Any, y_u: Any, indices: Any, sample_ids: Any) -> np
         raise DeletionRequestError("pass X_u and y_u together")
     try:
         X, y = net._validated(X_u, y_u, reset=False)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise DeletionRequestError(f"X_u, y_u: {error}") from error
     unseen = np.setdiff1d(y, net.classes_)
     if len(unseen):

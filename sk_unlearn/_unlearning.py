@@ -207,7 +207,7 @@ class UnlearningMixin(DeletionsMixin):
             raise DeletionRequestError(f"{missing} is missing: pass {X_name} and {y_name} together")
         try:
             return self._encode_request(X, y)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             if isinstance(error, DeletionRequestError):
                 raise
             raise DeletionRequestError(f"{X_name}, {y_name}: {error}") from error
