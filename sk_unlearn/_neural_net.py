@@ -26,7 +26,7 @@ from ._training import TrainingMixin
 from ._unlearning import UnlearningMixin
 from ._validation import check_fit_keywords
 from .methods import UnlearningMethod
-from .modules import LinearHead, LinearRegressor
+from .modules import FeatureHead, LinearHead
 
 
 class CertifiedNeuralNet(
@@ -211,13 +211,18 @@ class CertifiedNeuralNet(
     @torch.no_grad()
     def _check_output(self, rows: TrainingRows) -> None:
         self.module_.eval()
-        if isinstance(self.module_, LinearHead):
-            numbers = isinstance(self.module_, LinearRegressor)
+        if isinstance(self.module_, LinearHead | FeatureHead):
+            numbers = self.module_.multi_class == "squared"
             if numbers != is_regressor(self):
                 raise ValueError(
-                    f"{type(self.module_).__name__} is a head for "
-                    f"{'numbers' if numbers else 'classes'}; {type(self).__name__} needs "
-                    f"{'LinearHead or RidgeHead' if numbers else 'LinearRegressor'}"
+                    f"{type(self.module_).__name__} with multi_class={self.module_.multi_class!r} "
+                    f"is a head for {'numbers' if numbers else 'classes'}; {type(self).__name__} "
+                    "needs "
+                    + (
+                        "LinearHead, RidgeHead, or another multi_class"
+                        if numbers
+                        else "LinearRegressor, or multi_class='squared'"
+                    )
                 )
         output = self._first(self.infer(torch.as_tensor(rows.X[:2])))
         wanted = (min(2, len(rows)), self._n_outputs())

@@ -28,7 +28,8 @@ def row_names(rows: TrainingRows) -> list[bytes]:
     features = np.ascontiguousarray(rows.X) + rows.X.dtype.type(0)  # -0.0 is 0.0
     seen: Counter[bytes] = Counter()
     names = []
-    for x, y, owner in zip(features, rows.y, ids, strict=True):
+    labels = rows.y + rows.y.dtype.type(0)
+    for x, y, owner in zip(features, labels, ids, strict=True):
         content = b"row:" + x.tobytes() + y.tobytes() + owner
         names.append(content + b":%d" % seen[content])
         seen[content] += 1

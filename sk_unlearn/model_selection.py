@@ -151,7 +151,7 @@ class UnlearningScorer:
             )
         order = generator.permutation(len(net.rows_))
         n_deleted = max(1, round(self.fraction * len(order)))
-        _, kept = np.unique(net.rows_.y[order], return_index=True)
+        _, kept = np.unique(net.rows_.y[order], return_index=True, axis=0)
         if getattr(net, "classes_declared_", True):
             kept = kept[:1]
         order = np.delete(order, kept)

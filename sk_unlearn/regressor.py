@@ -30,7 +30,8 @@ class CertifiedNeuralRegressor(CertifiedNeuralNet, NeuralNetRegressor):
         ``n_features_in``, ``n_outputs`` (or ``n_classes``, which means the same here) and
         ``input_shape`` where its signature names them; an instance is copied. Default:
         :class:`sk_unlearn.modules.MLP`. With :class:`sk_unlearn.modules.LinearRegressor` a
-        deletion has a closed form.
+        deletion has a closed form; :class:`sk_unlearn.modules.FeatureHead` with
+        ``multi_class="squared"`` puts one on a frozen network.
     criterion : torch criterion, optional
         Mean over rows. Default: the module's own, else the mean squared error.
     method : UnlearningMethod or str

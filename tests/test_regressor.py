@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from torch import nn
 
 import sk_unlearn
 from sk_unlearn import CertifiedNeuralClassifier, CertifiedNeuralRegressor
+from sk_unlearn._row_names import row_names
 from sk_unlearn.accounting import calibrate
 from sk_unlearn.exceptions import (
     DeletionRequestError,
@@ -42,7 +44,14 @@ from sk_unlearn.methods import (
     SekhariNewton,
 )
 from sk_unlearn.methods._heads import to_matrix
-from sk_unlearn.modules import MLP, HalfSquaredLoss, LinearHead, LinearRegressor, RidgeHead
+from sk_unlearn.modules import (
+    MLP,
+    FeatureHead,
+    HalfSquaredLoss,
+    LinearHead,
+    LinearRegressor,
+    RidgeHead,
+)
 
 rng = np.random.default_rng(0)
 X = rng.standard_normal((300, 5)).astype(np.float32)
@@ -88,7 +97,9 @@ def test_it_is_a_skorch_net_and_a_regressor():
 def ridge(X, targets, lam=LAM):
     rows = np.column_stack([X.astype(float), np.ones(len(X))])
     model = Ridge(alpha=lam * len(X), fit_intercept=False, solver="cholesky")
-    return model.fit(rows, targets.reshape(len(X), -1).astype(float)).coef_.reshape(-1, 6)
+    return model.fit(rows, targets.reshape(len(X), -1).astype(float)).coef_.reshape(
+        -1, rows.shape[1]
+    )
 
 
 def before_noise(reg, **request):
@@ -159,6 +170,22 @@ def test_the_released_model_predicts_as_before_up_to_the_noise():
     assert certificate.diagnostics["passes"] == 0
     assert np.sqrt(np.mean((reg.predict(X) - before) ** 2)) < 0.1
     assert reg.score(X, Y) > 0.95
+
+
+def test_a_head_on_a_network_that_permanent_rows_trained():
+    head = partial(FeatureHead, MLP, multi_class="squared")
+    reg = CertifiedNeuralRegressor(
+        head, lam=LAM, C=100.0, random_state=0, method=Residual(tol=1e-9)
+    )
+    reg.fit(X, Y, permanent=np.arange(300) < 150)
+    assert reg.score(X, Y) > 0.9
+    expected = ridge(reg.rows_.features.values[:-100], Y[:-100])
+    released = before_noise(reg, indices=range(200, 300))
+    np.testing.assert_allclose(released, expected, atol=1e-6)
+    certificate = reg.unlearn(indices=[200, 299]).certificate_
+    assert certificate.formal
+    with pytest.raises(DeletionRequestError, match="permanent"):
+        reg.unlearn(X[:1], Y[:1])
 
 
 # ------------------------------------------------------------------ shapes
@@ -297,6 +324,35 @@ def test_control_plan_and_refresh():
     assert solved.refresh().unlearn(X[3:5], Y[3:5]).certificate_.diagnostics["passes"] == 0
 
 
+@pytest.mark.parametrize("method", ["auto", Residual(), Retrain()])
+def test_a_saved_net_is_the_net(tmp_path, method):
+    reg = linear(method, random_state=0, max_epochs=2).fit(X, y)
+    reg.save(tmp_path / "net.safetensors", include_data=True)
+    again = CertifiedNeuralRegressor.load(tmp_path / "net.safetensors")
+    np.testing.assert_array_equal(again.predict(X), reg.predict(X))
+    assert again.unlearn(X[:2], y[:2]).certificate_.formal
+    assert again.predict(X).shape == y.shape
+
+
+def test_requests_wait_and_are_served_together():
+    reg = linear().fit(X, Y, sample_ids=np.arange(300))
+    reg.request_deletion(X[:2], Y[:2])
+    reg.request_deletion(sample_ids=[5])
+    reg.process_deletions(epsilon=1.0)
+    assert (reg.certificate_.n_deleted, len(reg.rows_)) == (3, 297)
+
+
+def test_a_name_of_a_row_does_not_know_minus_zero():
+    rows = [linear().fit(X, np.full(300, zero)).rows_ for zero in (0.0, -0.0)]
+    assert row_names(rows[0]) == row_names(rows[1])
+
+
+@pytest.mark.parametrize("targets", [y, Y])
+def test_models_are_chosen_by_what_a_deletion_leaves(targets):
+    scorer = sk_unlearn.make_unlearning_scorer(epsilon=1.0, fraction=0.1)
+    assert cross_val_score(linear(), X, targets, cv=2, scoring=scorer).min() > 0.8
+
+
 def test_clone_and_pickle():
     reg = linear(Residual(noise_std=0.05)).fit(X, Y)
     again = pickle.loads(pickle.dumps(reg))
@@ -350,9 +406,9 @@ def test_requests_that_are_wrong_are_named_and_change_nothing():
 
 @pytest.mark.parametrize("module", [LinearHead, RidgeHead])
 def test_heads_for_classes_are_refused_and_the_other_way_round(module):
-    with pytest.raises(ValueError, match=f"{module.__name__} is a head for classes.*needs Linear"):
+    with pytest.raises(ValueError, match=f"{module.__name__} with .* head for classes; .* Linear"):
         CertifiedNeuralRegressor(module).fit(X, Y)
-    with pytest.raises(ValueError, match="head for numbers.*needs LinearHead or RidgeHead"):
+    with pytest.raises(ValueError, match="head for numbers.*needs LinearHead, RidgeHead"):
         CertifiedNeuralClassifier(partial_regressor).fit(X, np.arange(300) % 2)
 
 

@@ -71,6 +71,21 @@ def test_at_the_optimum_the_bound_holds_where_the_gradient_is_all_rounding(case)
     assert square_norm(truth) <= Fraction(solution.bound) ** 2
 
 
+@settings(max_examples=100)
+@given(cases(), st.floats(-12, 0), st.integers(0, 2**32 - 1))
+def test_the_bound_covers_features_that_are_a_little_off(case, power, seed):
+    X, Y, W, lam, reference = case
+    moved = np.random.default_rng(seed).standard_normal(X.shape) * 10.0**power
+    errors = np.linalg.norm(moved, axis=1) * (1 + 1e-12)
+    risk = HeadRisk(X, Y, len(W), lam, reference, "squared", errors)
+    bound, rounding, gradient = risk.gradient_norm_bound(W)
+    rows = np.column_stack([exact(X) + exact(moved), exact(np.ones(len(X)))])
+    truth = (rows @ exact(W).T - exact(Y)).T @ rows / len(X)
+    truth = truth + Fraction(lam) * (exact(W) - exact(reference))
+    assert square_norm(exact(gradient) - truth) <= Fraction(rounding) ** 2
+    assert square_norm(truth) <= Fraction(bound) ** 2
+
+
 def test_the_rounding_follows_the_residuals_not_a_bound_of_one():
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((50, 3)).astype(np.float32), np.ones((50, 1), np.float32)

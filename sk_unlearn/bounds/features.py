@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._rounding import count, exact, round_up
+from .._rounding import UNIT_ROUNDOFF, count, exact, round_up
 from .rounding import _evaluation_error, _gamma, _measured
 
 
@@ -57,7 +57,8 @@ def feature_gradient_error(
     ``r(W x') x'^T - r(W x) x^T = r(W x) d^T + (r(W x') - r(W x)) x'^T``, so the distance is at most
     ``||r|| e + beta ||W|| e (||x|| + e)``. The mean over rows adds up; ``e^2 <= max_error e``. The
     residual ``r(W x)`` is within ``beta gamma_d R ||W|| + rho u`` of the computed one
-    (:func:`gradient_rounding_error`). The measured means are enlarged by their own rounding.
+    (:func:`gradient_rounding_error`), but for the relative error u of subtracting a label. The
+    measured means are enlarged by their own rounding.
 
     Examples
     --------
@@ -76,6 +77,7 @@ def feature_gradient_error(
     largest = exact("max_error", max_error, at_least=0)
     mean = _measured("mean_error", mean_error, length)
     residual = _measured("mean_residual_times_error", mean_residual_times_error, length)
+    residual *= 1 + UNIT_ROUNDOFF
     row = _measured("mean_row_times_error", mean_row_times_error, length)
     beta = exact("smoothness", smoothness, at_least=0)
     evaluation = _evaluation_error(heads, exact("function_error", function_error, at_least=0))

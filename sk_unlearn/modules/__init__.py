@@ -4,13 +4,14 @@ from .feature_head import FeatureHead
 from .networks import (
     MLP,
     AllCNN,
+    HalfSquaredLoss,
     LinearHead,
     OneVsRestLoss,
     ResNet18,
     RidgeHead,
     SquaredOneVsRestLoss,
 )
-from .regression import HalfSquaredLoss, LinearRegressor
+from .regression import LinearRegressor
 
 __all__ = [
     "MLP",

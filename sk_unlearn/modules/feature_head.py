@@ -32,7 +32,7 @@ class FeatureHead(nn.Module):
         Numbers in a row; the estimator fills it in at fit.
     input_shape : tuple of int or None
         Shape of a row; the estimator fills it in at fit.
-    multi_class : {"ovr", "multinomial"}
+    multi_class : {"ovr", "multinomial", "squared"}
         As in :class:`LinearHead`.
 
     Raises

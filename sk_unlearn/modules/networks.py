@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -58,6 +59,33 @@ class SquaredOneVsRestLoss(nn.Module):
         return torch.softmax(2.0 * logits, dim=-1)
 
 
+class HalfSquaredLoss(nn.Module):
+    """Half the squared distance to the targets, sum over the outputs, mean over rows.
+
+    Raises
+    ------
+    ValueError
+        If outputs and targets differ in shape: torch would compare every output with every
+        target.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sk_unlearn.modules import HalfSquaredLoss
+    >>> float(HalfSquaredLoss()(torch.zeros(4, 2), torch.ones(4, 2)))
+    1.0
+    """
+
+    def forward(self, outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of outputs (n, k) and targets (n, k)."""
+        if outputs.shape != y.shape:
+            raise ValueError(
+                f"outputs of the shape {tuple(outputs.shape)} for targets of the shape "
+                f"{tuple(y.shape)}; they must be equal"
+            )
+        return 0.5 * (outputs - y).square().sum() / len(y)
+
+
 class LinearHead(nn.Module):
     """One affine map from the features to a logit for each class.
 
@@ -69,8 +97,9 @@ class LinearHead(nn.Module):
     ----------
     n_features_in, n_classes : int
         Sizes; the estimator fills them in from the data at fit.
-    multi_class : {"ovr", "multinomial"}
-        Independent binary log-losses, one for each class, or the softmax log-loss.
+    multi_class : {"ovr", "multinomial", "squared"}
+        Independent binary log-losses, one for each class, the softmax log-loss, or, for numbers
+        in place of classes, half the squared loss.
 
     Raises
     ------
@@ -85,10 +114,19 @@ class LinearHead(nn.Module):
     torch.Size([2, 3])
     """
 
+    _criteria: ClassVar = {
+        "ovr": OneVsRestLoss,
+        "multinomial": nn.CrossEntropyLoss,
+        "squared": HalfSquaredLoss,
+    }
+
     def __init__(self, n_features_in: int, n_classes: int, multi_class: str = "ovr") -> None:
         super().__init__()
-        if multi_class not in ("ovr", "multinomial"):
-            raise ValueError(f"multi_class={multi_class!r}; choose 'ovr' or 'multinomial'")
+        if multi_class not in self._criteria:
+            raise ValueError(
+                f"multi_class={multi_class!r}; choose 'ovr' or 'multinomial', or for numbers "
+                "'squared'"
+            )
         self.multi_class = multi_class
         self.linear = nn.Linear(n_features_in, n_classes)
         nn.init.zeros_(self.linear.weight)
@@ -96,7 +134,7 @@ class LinearHead(nn.Module):
 
     def criterion(self) -> nn.Module:
         """Return the loss that belongs to `multi_class`."""
-        return OneVsRestLoss() if self.multi_class == "ovr" else nn.CrossEntropyLoss()
+        return self._criteria[self.multi_class]()
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, K); images are flattened."""
