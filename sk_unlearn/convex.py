@@ -6,19 +6,68 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
-from scipy.linalg import cho_solve
 from tqdm.auto import tqdm
 
-from .head_factors import HeadFactors, cholesky
-from .head_risk import HeadRisk
+Map = Callable[[np.ndarray], np.ndarray]
 
-_MAX_DIRECT = 4096
-_MAX_BYTES = 2**30
 _FLOOR = 2.0
-_FACTOR_COST = 0.05
-"""Products that cost as much as building the factors, for each column of the features."""
+
+
+class Factors(Protocol):
+    """What makes the Hessian at a point cheap to invert, exactly or nearly."""
+
+    def solve(self, gradient: np.ndarray) -> np.ndarray:
+        """Return about the inverse of the Hessian times an array of the weights' shape."""
+
+
+class Risk(Protocol):
+    """A strongly convex function of weights of some shape, with a bound on its gradient's error.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the weights.
+    reference : ndarray
+        Centre of the penalty.
+    product_accuracy : float
+        Relative accuracy of Hessian products; the directions are not solved for beyond it.
+    factor_cost : float
+        Products that cost as much as building the factors.
+    """
+
+    shape: tuple[int, ...]
+    reference: np.ndarray
+    product_accuracy: float
+
+    @property
+    def factor_cost(self) -> float:
+        """Products that cost as much as building the factors."""
+
+    def value(self, W: np.ndarray) -> float:
+        """Return the objective."""
+
+    def gradient(self, W: np.ndarray) -> np.ndarray:
+        """Return the gradient."""
+
+    def gradient_norm_bound(
+        self, W: np.ndarray, tol: float | None = None
+    ) -> tuple[float, float, np.ndarray]:
+        """Return a bound on the norm of the true gradient, its rounding part, and the gradient.
+
+        Where the computed norm is above `tol`, it may stand for the bound.
+        """
+
+    def hessian_product(self, W: np.ndarray) -> Map:
+        """Return the map that multiplies with the Hessian at W."""
+
+    def preconditioner(self) -> Map:
+        """Return what stands for the inverse of the Hessian before there are factors."""
+
+    def factors(self, W: np.ndarray) -> Factors | None:
+        """Return the factors at W; None if they do not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +76,7 @@ class Minimum:
 
     Parameters
     ----------
-    weights : ndarray of shape (K, d + 1)
+    weights : ndarray
         The last iterate.
     bound : float
         Proved upper bound on the true gradient norm there.
@@ -35,12 +84,18 @@ class Minimum:
         The part of `bound` that no iteration can remove.
     n_iter : int
         Newton steps.
+    n_passes : int
+        Gradients and Hessian products, each a pass over the rows.
+    factors : Factors or None
+        The last ones used.
     """
 
     weights: np.ndarray
     bound: float
     rounding: float
     n_iter: int
+    n_passes: int = 0
+    factors: Factors | None = None
 
     @property
     def at_floor(self) -> bool:
@@ -49,24 +104,26 @@ class Minimum:
 
 
 def minimise(
-    risk: HeadRisk,
+    risk: Risk,
     start: np.ndarray,
     tol: float | None = None,
     max_iter: int = 200,
     verbose: int = 0,
+    factors: Factors | None = None,
 ) -> Minimum:
-    """Minimise a :class:`~sk_unlearn.head_risk.HeadRisk` from `start`.
+    """Minimise a strongly convex risk from `start`.
 
     Newton directions by preconditioned conjugate gradients, and a backtracking line search,
-    so that it converges from everywhere. The preconditioner is at first the Cholesky factor
-    of ``beta X'X/n + lam I``; once the products done with it would have paid for the factors
-    of the Hessian at the present iterate, those are built and take over.
+    so that it converges from everywhere. The preconditioner is at first `factors`, or the risk's
+    own; once the products done with it would have paid for the factors of the Hessian at the
+    present iterate, those are built and take over.
 
     Parameters
     ----------
-    risk : HeadRisk
-        What to minimise.
-    start : ndarray of shape (K, d + 1)
+    risk : Risk
+        What to minimise: a :class:`~sk_unlearn.head_risk.HeadRisk` or a
+        :class:`~sk_unlearn.linearized_risk.LinearizedRisk`.
+    start : ndarray
         First iterate; not modified.
     tol : float or None
         Stop once the proved gradient norm (rounding included, Euclidean over all heads) is
@@ -75,62 +132,61 @@ def minimise(
         Most Newton steps.
     verbose : int
         Progress bar when above 0.
+    factors : Factors or None
+        Of the Hessian at some nearby point.
 
     Returns
     -------
     Minimum
         The caller compares ``bound`` with what it needs; nothing is raised here.
     """
-    bound, rounding, gradient = risk.gradient_norm_bound(start)
+    bound, rounding, gradient = risk.gradient_norm_bound(start, tol)
     if tol is not None and bound <= tol:
-        return Minimum(start, bound, rounding, 0)
-    precondition, products = _preconditioner(risk), 0
+        return Minimum(start, bound, rounding, 0, 1, factors)
+    precondition = risk.preconditioner() if factors is None else factors.solve
+    n_passes, products = 1, 0
     value, W = min(((risk.value(W), W) for W in (start, risk.reference)), key=itemgetter(0))
     smallest = inf
     with tqdm(total=max_iter, desc="Newton", disable=not verbose, leave=False) as bar:
         for iteration in range(max_iter + 1):
-            bound, rounding, gradient = risk.gradient_norm_bound(W)
+            if iteration or W is not start:
+                bound, rounding, gradient = risk.gradient_norm_bound(W, tol)
+                n_passes += 1
             enough = _FLOOR * rounding if tol is None else tol
             if bound <= enough or iteration == max_iter or not gradient.any():
                 break
-            if products >= risk.shape[1] * _FACTOR_COST:
-                factors = HeadFactors.at(risk, W, _MAX_BYTES)
-                precondition, products = factors.solve if factors else precondition, 0
-            step, spent = _conjugate_gradients(risk.hessian_product(W), gradient, precondition)
+            if products >= risk.factor_cost and (fresh := risk.factors(W)) is not None:
+                factors, precondition = fresh, fresh.solve
+                products = 0
+            norm = float(np.linalg.norm(gradient))
+            goal = max(norm * min(0.1, max(norm, 1e-10)), norm * risk.product_accuracy)
+            if tol is not None and norm > tol:
+                goal = max(goal, 0.3 * tol)
+            step, spent = _conjugate_gradients(
+                risk.hessian_product(W), gradient, precondition, goal
+            )
             products += spent
-            smallest = min(smallest, float(np.linalg.norm(gradient)))
+            n_passes += spent
+            smallest = min(smallest, norm)
             moved = _line_search(risk, W, value, gradient, step, smallest)
             if moved is None:
                 break
             W, value = moved
             bar.update()
-    return Minimum(W, bound, rounding, iteration)
-
-
-def _preconditioner(risk: HeadRisk) -> Callable[[np.ndarray], np.ndarray]:
-    n, d = risk.X.shape
-    beta = risk.constants.smoothness
-    if d > _MAX_DIRECT:
-        scale = beta * np.einsum("ij,ij->j", risk.X, risk.X) / n + risk.lam
-        return lambda V: V / scale
-    gram = risk.X.T @ risk.X
-    gram *= beta / n
-    factor = cholesky(gram, risk.lam)
-    return lambda V: cho_solve(factor, V.T, check_finite=False).T
+    return Minimum(W, bound, rounding, iteration, n_passes, factors)
 
 
 def _conjugate_gradients(
-    product: Callable[[np.ndarray], np.ndarray],
+    product: Map,
     gradient: np.ndarray,
-    precondition: Callable[[np.ndarray], np.ndarray],
+    precondition: Map,
+    target: float,
     max_products: int = 2000,
 ) -> tuple[np.ndarray, int]:
-    """Solve ``H step = -gradient`` loosely far from the optimum, tightly near it.
+    """Solve ``H step = -gradient`` until the residual's norm is `target`.
 
     Returns the step and the number of products.
     """
-    norm = float(np.linalg.norm(gradient))
-    target = norm * min(0.1, max(norm, 1e-10))
     step = np.zeros_like(gradient)
     residual = -gradient
     preconditioned = precondition(residual)
@@ -152,7 +208,7 @@ def _conjugate_gradients(
 
 
 def _line_search(
-    risk: HeadRisk,
+    risk: Risk,
     W: np.ndarray,
     value: float,
     gradient: np.ndarray,

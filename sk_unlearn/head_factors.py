@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from .head_risk import HeadRisk
+if TYPE_CHECKING:
+    from .head_risk import HeadRisk
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,16 @@ from __future__ import annotations
 from math import inf, nextafter
 
 import numpy as np
+from scipy.linalg import cho_solve
 
 from . import bounds
-from .logit_losses import LOSSES
+from .head_factors import HeadFactors, cholesky
+from .logit_losses import LOSSES, Map
+
+_MAX_DIRECT = 4096
+_MAX_BYTES = 2**30
+_FACTOR_COST = 0.05
+"""Products that cost as much as building the factors, for each column of the features."""
 
 
 class HeadRisk:
@@ -35,6 +42,9 @@ class HeadRisk:
     feature_error : ndarray of shape (n,) or None
         How far each row of X may be from the true features (Euclidean norm); None: not at all.
     """
+
+    product_accuracy = 0.0
+    doubt = None
 
     def __init__(
         self,
@@ -76,8 +86,10 @@ class HeadRisk:
     def _gradient(self, W: np.ndarray, residuals: np.ndarray) -> np.ndarray:
         return residuals.T @ self.X / len(self.y) + self.lam * (W - self.reference)
 
-    def gradient_norm_bound(self, W: np.ndarray) -> tuple[float, float, np.ndarray]:
-        """Return a proved upper bound on the norm of the true gradient at W.
+    def gradient_norm_bound(
+        self, W: np.ndarray, tol: float | None = None
+    ) -> tuple[float, float, np.ndarray]:
+        """Return a proved upper bound on the norm of the true gradient at W, whatever `tol`.
 
         The true gradient is that of the true features, in real arithmetic.
 
@@ -127,7 +139,27 @@ class HeadRisk:
         """Return each row's curvature in each logit, (n, K): the Hessian's own if separable."""
         return self.loss.diagonal(self.X @ W.T)
 
-    def hessian_product(self, W: np.ndarray):
+    def hessian_product(self, W: np.ndarray) -> Map:
         """Return the map V -> H(W) V on arrays (K, d + 1)."""
         curve = self.loss.curve(self.X @ W.T)
         return lambda V: curve(self.X @ V.T).T @ self.X / len(self.y) + self.lam * V
+
+    def preconditioner(self) -> Map:
+        """Return the inverse of ``beta X'X/n + lam I``, or of its diagonal for many features."""
+        beta = self.constants.smoothness
+        if self.shape[1] > _MAX_DIRECT:
+            scale = beta * np.einsum("ij,ij->j", self.X, self.X) / len(self.X) + self.lam
+            return lambda V: V / scale
+        gram = self.X.T @ self.X
+        gram *= beta / len(self.X)
+        factor = cholesky(gram, self.lam)
+        return lambda V: cho_solve(factor, V.T, check_finite=False).T
+
+    @property
+    def factor_cost(self) -> float:
+        """Return how many Hessian products the factors cost."""
+        return self.shape[1] * _FACTOR_COST
+
+    def factors(self, W: np.ndarray) -> HeadFactors | None:
+        """Return the factors of the Hessian at W; None if they exceed 1 GiB."""
+        return HeadFactors.at(self, W, _MAX_BYTES)

@@ -81,7 +81,7 @@ def delete(
         points.append(W)
         steps.append(-solve(gradient))
         del points[:-_DEPTH], steps[:-_DEPTH]
-    return replace(best, n_iter=n_passes), n_passes
+    return replace(best, n_iter=n_passes, n_passes=n_passes), n_passes
 
 
 def _without_rows(solved: SolvedHead, deleted: HeadRisk, n_rows: int):

@@ -63,9 +63,9 @@ class Recorder:
     def __getattr__(self, name):
         return getattr(self.risk, name)
 
-    def gradient_norm_bound(self, W):
+    def gradient_norm_bound(self, W, tol=None):
         self.seen.append(W.copy())
-        return self.risk.gradient_norm_bound(W)
+        return self.risk.gradient_norm_bound(W, tol)
 
 
 # ------------------------------------------------------------------ it gets there

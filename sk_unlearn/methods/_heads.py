@@ -24,9 +24,9 @@ from ..exceptions import (
 from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
 from ..modules import FeatureHead
+from ._affine import HEADS, head_risk, obstacle, to_matrix, to_vector
 from ._checks import require_number
 from .base import Problem, Rows, Setting
-from .residual import Residual
 
 _MAX_FACTOR_BYTES = 2**30
 _U = 2.0**-53
@@ -37,7 +37,7 @@ SLACK = 1.0 + 1e-6  # above what rounds off in computing norms and bounds of pos
 def check_head(method: Any, module: nn.Module, criterion: nn.Module, setting: Setting) -> None:
     """Refuse what the statements on a head with rows in a declared ball do not cover."""
     name = type(method).__name__
-    reason = Residual.obstacle(module, criterion, setting)
+    reason = obstacle(module, criterion, setting, HEADS)
     if reason:
         raise NotApplicableError(f"{name} does not apply: {reason}")
     if module.multi_class == "squared":
@@ -150,14 +150,6 @@ def _largest_fraction(method: Any) -> Fraction:
     return Fraction(nextafter(float(method.max_fraction), inf))
 
 
-def head_risk(problem: Problem, rows: Rows) -> HeadRisk:
-    """Return the objective over some rows, float64."""
-    setting = problem.setting
-    reference = to_matrix(problem.reference, setting.n_classes)
-    kind = problem.module.multi_class
-    return HeadRisk(rows.X, rows.y, setting.n_classes, setting.lam, reference, kind)
-
-
 def newton_step(
     risk: HeadRisk, W: np.ndarray, gradient: np.ndarray, atol: float, row_norm: float
 ) -> tuple[np.ndarray, float, int]:
@@ -242,17 +234,6 @@ def add_up(*terms: float) -> float:
             return inf
         total += Fraction(term)
     return nextafter(float(total), inf)
-
-
-def to_matrix(vector: np.ndarray, n_classes: int) -> np.ndarray:
-    """Stack a head's weight (K, d) and bias (K,) as (K, d + 1)."""
-    split = len(vector) - n_classes
-    return np.column_stack([vector[:split].reshape(n_classes, -1), vector[split:]])
-
-
-def to_vector(matrix: np.ndarray) -> np.ndarray:
-    """Undo :func:`to_matrix`."""
-    return np.concatenate([matrix[:, :-1].ravel(), matrix[:, -1]])
 
 
 def inside_ball(weights: np.ndarray, problem: Problem) -> np.ndarray:

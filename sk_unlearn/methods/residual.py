@@ -12,20 +12,14 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from .. import bounds
-from ..assumptions import Assumption, Status
 from ..constraint import project
-from ..convex import Minimum, minimise
+from ..convex import Minimum
 from ..events import Event, GaussianRelease
 from ..exceptions import NotApplicableError, ToleranceNotReachedError, UnlearningWarning
-from ..frozen_features import features_of, unproved
-from ..head_factors import HeadFactors
-from ..head_risk import HeadRisk
-from ..head_update import SolvedHead, delete
-from ..modules import FeatureHead, LinearHead, LinearRegressor
+from ..head_update import SolvedHead
+from . import _affine
 from ._checks import require_count, require_state
-from .base import OneShotMethod, Outcome, Problem, Rows, Setting
-
-_MAX_FACTOR_BYTES = 2**30
+from .base import OneShotMethod, Outcome, Problem, Setting
 
 
 class Residual(OneShotMethod):
@@ -38,8 +32,9 @@ class Residual(OneShotMethod):
     deleted and however much. :math:`\tau` is declared before any row is looked at.
 
     Applies with ``lam > 0`` to :class:`sk_unlearn.modules.LinearHead`,
-    :class:`sk_unlearn.modules.LinearRegressor`, and :class:`sk_unlearn.modules.FeatureHead` on a
-    frozen network. ``fit`` solves in float64 and takes no gradient steps.
+    :class:`sk_unlearn.modules.LinearRegressor`, :class:`sk_unlearn.modules.FeatureHead` on a
+    frozen network, and :class:`sk_unlearn.modules.Linearized`, a whole network to first order.
+    ``fit`` solves in float64 and takes no gradient steps.
 
     Parameters
     ----------
@@ -118,25 +113,7 @@ class Residual(OneShotMethod):
     @staticmethod
     def obstacle(module: nn.Module, criterion: nn.Module, setting: Setting) -> str | None:
         """Return why (T12) does not cover this setting, or None when it does."""
-        if type(module) not in (LinearHead, LinearRegressor, FeatureHead):
-            return (
-                f"{type(module).__name__} is not known to be affine in its trainable parameters; "
-                "use sk_unlearn.modules.LinearHead (LinearRegressor for numbers, FeatureHead on a "
-                "frozen network), or method=Retrain()"
-            )
-        if setting.lam <= 0:
-            return f"lam={setting.lam} leaves the objective without strong convexity; use lam > 0"
-        if not all(p.requires_grad for p in module.linear.parameters()):
-            return "a weight of the head is frozen; all of them must be trained and penalised"
-        head = {id(p) for p in module.linear.parameters()}
-        if any(p.requires_grad for p in module.parameters() if id(p) not in head):
-            return "a weight below the head is trainable; freeze all of them"
-        expected = module.criterion()
-        if type(criterion) is not type(expected) or vars_of(criterion) != vars_of(expected):
-            return (
-                f"criterion {criterion!r} is not the head's own {expected!r}; leave criterion=None"
-            )
-        return None
+        return _affine.obstacle(module, criterion, setting)
 
     def event(self, setting: Setting) -> Event:
         """Announce a Gaussian release whose noise, or else whose sensitivity, is open."""
@@ -147,10 +124,10 @@ class Residual(OneShotMethod):
         return GaussianRelease(None, float(self.noise_std), "residual_distance")
 
     def prepare(self, problem: Problem) -> tuple[np.ndarray, Any]:
-        """Solve down to the rounding error; keep the solution and the factors of its Hessian."""
-        risk = _risk(problem, problem.retained)
-        solution = minimise(risk, _start(problem), verbose=problem.verbose)
-        if not solution.at_floor:
+        """Solve far beyond what a release needs; keep the solution and the Hessian's factors."""
+        tol = self.tol / 10 if self.tol else problem.setting.lam * self.noise_std / 100
+        solution, factors, converged = _affine.prepare(problem, tol)
+        if not converged:
             warnings.warn(
                 f"the solve stopped after {solution.n_iter} Newton steps at a gradient norm of up "
                 f"to {solution.bound:.3g}, above the {solution.rounding:.3g} that rounding leaves: "
@@ -158,10 +135,8 @@ class Residual(OneShotMethod):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        factors = HeadFactors.at(risk, solution.weights, _MAX_FACTOR_BYTES)
-        return _inside_ball(solution, problem)[0], SolvedHead(
-            solution.weights, factors, solution.n_iter
-        )
+        solved = SolvedHead(solution.weights, factors, solution.n_iter)
+        return _inside_ball(solved.weights, problem)[0], solved
 
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Solve for the retained rows to the tolerance that the event stands for."""
@@ -172,105 +147,28 @@ class Residual(OneShotMethod):
                 tol = nextafter(tol, 0.0)
             event = replace(event, constants=(("tol", tol), ("lam", lam)))
         tol = dict(event.constants)["tol"]
-        solution, n_passes = self._solve(problem, tol)
+        risk, solution, n_passes = _affine.solve(problem, tol)
         if not solution.bound <= tol:
             raise ToleranceNotReachedError(_advice(solution, tol))
-        inside, active = _inside_ball(solution, problem)
+        inside, active = _inside_ball(solution.weights, problem)
         factors = None if problem.state is None else problem.state.factors
         solved = SolvedHead(solution.weights, factors, solution.n_iter)
         kept = solved if self.state == "secret" else None
-        assumptions = (
-            Assumption(
-                "strong convexity",
-                Status.BY_CONSTRUCTION,
-                f"convex loss, model affine in its parameters, every weight penalised with lam = "
-                f"{lam:g} (T12)",
-            ),
-            Assumption(
-                "residual",
-                Status.PROVED,
-                f"true gradient norm over all heads <= {tol:.6g}, rounding error included; checked "
-                "before the release, in both worlds (T12)",
-                f"at most {solution.bound:.3g} after {solution.n_iter} Newton steps, "
-                f"{solution.rounding:.2g} of it rounding",
-            ),
-            _about_features(problem.module),
-        )
+        assumptions = _affine.assumptions(problem, risk, solution, tol)
         diagnostics = {
             "gradient_norm_bound": solution.bound,
             "rounding": solution.rounding,
             "n_iter": solution.n_iter,
             "updated_in_passes": n_passes,
+            "n_passes": solution.n_passes,
             "ball_active": active,
         }
-        return Outcome(inside, event, assumptions, diagnostics, state=kept)
-
-    def _solve(self, problem: Problem, tol: float) -> tuple[Minimum, int | None]:
-        """Update the solved head where there is one; else, or if that misses, minimise."""
-        risk = _risk(problem, problem.retained)
-        solved, start, n_passes = problem.state, _start(problem), None
-        if solved is not None and solved.factors is not None and len(problem.deleted):
-            updated, n_passes = delete(solved, risk, _risk(problem, problem.deleted), tol)
-            if updated.bound <= tol:
-                return updated, n_passes
-            start = updated.weights
-        return minimise(risk, start, tol, verbose=problem.verbose), n_passes
+        scope = _affine.scope(problem)
+        return Outcome(inside, event, assumptions, diagnostics, scope=scope, state=kept)
 
 
-def _risk(problem: Problem, rows: Rows) -> HeadRisk:
-    setting, module = problem.setting, problem.module
-    reference = _to_matrix(problem.reference, setting.n_classes)
-    X, error = rows.X, None
-    if isinstance(module, FeatureHead):
-        features = rows.features or features_of(module, rows.X)
-        X, error = features.values, features.error
-    kind = module.multi_class
-    return HeadRisk(X, rows.y, setting.n_classes, setting.lam, reference, kind, error)
-
-
-def _about_features(module: nn.Module) -> Assumption:
-    """Say why a row's features are the same numbers in both worlds."""
-    if not isinstance(module, FeatureHead):
-        statement = "a row's features are the stored float32 numbers, the same in both worlds"
-        return Assumption("features", Status.BY_CONSTRUCTION, statement)
-    reason = unproved(module)
-    if reason is None:
-        statement = (
-            "a row's features are those of the frozen weights in real arithmetic; the error of "
-            "evaluating them in float64 is proved and part of the gradient norm (T12)"
-        )
-        return Assumption("features", Status.PROVED, statement)
-    statement = (
-        f"the frozen network's features, evaluated in float64, are exact: no error is proved for "
-        f"{reason.split(' has ')[0]}"
-    )
-    return Assumption("features", Status.ASSUMED, statement, reason)
-
-
-def _start(problem: Problem) -> np.ndarray:
-    if problem.state is not None:
-        return problem.state.weights
-    return _to_matrix(problem.parameters, problem.setting.n_classes)
-
-
-def vars_of(criterion: nn.Module) -> str:
-    """Return what distinguishes two criteria of one type."""
-    options = ("reduction", "weight", "ignore_index", "label_smoothing")
-    return repr([getattr(criterion, name, None) for name in options])
-
-
-def _to_matrix(vector: np.ndarray, n_classes: int) -> np.ndarray:
-    """Stack the head's weight (K, d) and bias (K,) as (K, d + 1)."""
-    split = len(vector) - n_classes
-    return np.column_stack([vector[:split].reshape(n_classes, -1), vector[split:]])
-
-
-def _to_vector(matrix: np.ndarray) -> np.ndarray:
-    return np.concatenate([matrix[:, :-1].ravel(), matrix[:, -1]])
-
-
-def _inside_ball(solution: Minimum, problem: Problem) -> tuple[np.ndarray, bool]:
-    weights = _to_vector(solution.weights)
+def _inside_ball(solved: np.ndarray, problem: Problem) -> tuple[np.ndarray, bool]:
+    weights = _affine.vector(solved)
     inside = project(weights, problem.reference, problem.setting.C)
     active = not np.array_equal(inside, weights)
     if active:

@@ -1,6 +1,7 @@
 """Small reference networks and the criteria that belong to them. All return logits."""
 
 from .feature_head import FeatureHead
+from .linearized import Linearized
 from .networks import (
     MLP,
     AllCNN,
@@ -20,6 +21,7 @@ __all__ = [
     "HalfSquaredLoss",
     "LinearHead",
     "LinearRegressor",
+    "Linearized",
     "OneVsRestLoss",
     "ResNet18",
     "RidgeHead",

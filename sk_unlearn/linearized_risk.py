@@ -1,0 +1,196 @@
+"""The risk of a linearised network, with a bound on its gradient's rounding error.
+
+The same objective as everywhere, ``mean loss + lam/2 ||v - v_ref||^2``, for
+:class:`sk_unlearn.modules.Linearized`: convex in the offsets ``v``, since the logits are affine
+in them. Gradients are computed in float64, Hessian products in float32: those only choose the
+direction in which the solver looks, and its steps are judged in float64.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from . import bounds
+from ._vectors import flatten, unflatten
+from .curvature.jacobian import Jacobian
+from .curvature.nystrom import NystromFactors
+from .logit_losses import LOSSES, Map
+from .modules import Linearized
+from .network_rounding import head_residuals, linearised_gradient, obstacle
+
+_KEPT_BYTES = 2**30
+_RANK = 300
+_SHARE = 4
+_SAFETY = 10.0
+
+
+class LinearizedRisk:
+    """Objective of a linearised network on fixed rows (T12).
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, ...)
+        Rows, float32.
+    y : ndarray of shape (n,)
+        Class indices.
+    model : Linearized
+        Its offsets are not used; nothing in it is modified.
+    lam : float
+        Coefficient of the penalty on all offsets.
+    reference : ndarray of shape (p,)
+        Centre of the penalty.
+
+    Attributes
+    ----------
+    doubt : str or None
+        Why the bound on the rounding error is measured, not proved; None if it is proved.
+    """
+
+    product_accuracy = 1e-5
+
+    def __init__(
+        self, X: np.ndarray, y: np.ndarray, model: Linearized, lam: float, reference: np.ndarray
+    ) -> None:
+        self.X, self.y, self.lam, self.reference = torch.as_tensor(X), y, lam, reference
+        self.model = model
+        self.loss = LOSSES[model.multi_class]
+        self.shape = reference.shape
+        reason = obstacle(model.network)
+        self.doubt = None if reason is None else f"{type(model.network).__name__}: {reason}"
+        self._logits: tuple[np.ndarray, np.ndarray] | None = None
+
+    @cached_property
+    def _exact(self) -> Jacobian:
+        return self._jacobian(torch.float64, _KEPT_BYTES)
+
+    @cached_property
+    def _fast(self) -> Jacobian:
+        return self._jacobian(torch.float32, _KEPT_BYTES)
+
+    def _jacobian(
+        self,
+        dtype: torch.dtype,
+        kept_bytes: int,
+        step: int = 1,
+        chunk_rows: int | None = None,
+    ) -> Jacobian:
+        network = deepcopy(self.model.network).to(dtype)
+        return Jacobian(network, self.model.names, self.X[::step], kept_bytes, chunk_rows)
+
+    def logits(self, v: np.ndarray) -> np.ndarray:
+        """Return the logits (n, K) at v, float64."""
+        if not v.any():
+            return self._exact.outputs.numpy()
+        if self._logits is None or self._logits[0] is not v:
+            change = self._exact.times(torch.from_numpy(v))
+            self._logits = v, (self._exact.outputs + change).numpy()
+        return self._logits[1]
+
+    def value(self, v: np.ndarray) -> float:
+        """Return the objective at v (p,)."""
+        loss = self.loss.values(self.logits(v), self.y)
+        return float(loss.mean() + 0.5 * self.lam * np.sum((v - self.reference) ** 2))
+
+    def gradient(self, v: np.ndarray) -> np.ndarray:
+        """Return the gradient at v, mean over rows, penalty included."""
+        return self._gradient(self._exact, self.logits(v), v)
+
+    def _gradient(self, jacobian: Jacobian, logits: np.ndarray, v: np.ndarray) -> np.ndarray:
+        residuals = torch.from_numpy(self.loss.residuals(logits, self.y))
+        mean = jacobian.transposed(residuals).numpy() / len(self.y)
+        return mean + self.lam * (v - self.reference)
+
+    def gradient_norm_bound(
+        self, v: np.ndarray, tol: float | None = None
+    ) -> tuple[float, float, np.ndarray]:
+        """Return an upper bound on the norm of the true gradient at v.
+
+        Parameters
+        ----------
+        v : ndarray of shape (p,)
+        tol : float, optional
+            What the norm is compared with: nothing is bounded where the computed norm is above it.
+
+        Returns
+        -------
+        bound, rounding : float
+            As of :meth:`sk_unlearn.head_risk.HeadRisk.gradient_norm_bound`, if :attr:`doubt` is
+            None afterwards; else with the difference between two orders of summation, times 10,
+            in place of a proved `rounding`.
+        gradient : ndarray of shape (p,)
+            The computed gradient.
+        """
+        gradient = self.gradient(v)
+        norm = float(np.linalg.norm(gradient))
+        if tol is not None and not norm <= tol:
+            return norm, 0.0, gradient
+        if self.doubt is None:
+            gradient, rounding = self._proved_gradient(v)
+        if self.doubt is not None:
+            rounding = self._measured_rounding(v, gradient)
+        norm = float(np.linalg.norm(gradient))
+        return bounds.computed_norm_bound(norm, v.size, rounding), rounding, gradient
+
+    def _proved_gradient(self, v: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the gradient again, with its proved distance from the true one.
+
+        A unit whose derivative rounding leaves open is a doubt; then nothing is proved.
+        """
+        parts = unflatten(torch.from_numpy(v), list(self.model.offsets))
+        tangent = dict(zip(self.model.names, parts, strict=True))
+        residuals = head_residuals(self.y, self.model.multi_class)
+        data = linearised_gradient(self.model.network, self.X, tangent, residuals)
+        if data.ambiguous:
+            self.doubt = "rounding leaves a unit's derivative open, at a kink or a tie of maxima"
+        mean = flatten([data.gradients[name] for name in self.model.names]).numpy()
+        pull = self.lam * (v - self.reference)
+        # three operations on each number, each within half a unit in its last place
+        size = float(np.linalg.norm(mean) + np.linalg.norm(pull))
+        penalty = 2.0 * np.finfo(float).eps * size + v.size * np.finfo(float).tiny
+        return mean + pull, data.error + penalty
+
+    def _measured_rounding(self, v: np.ndarray, gradient: np.ndarray) -> float:
+        """Return 10 times the difference of another order of summation, nothing kept."""
+        backwards = LinearizedRisk(
+            self.X.numpy()[::-1].copy(), self.y[::-1], self.model, self.lam, self.reference
+        )
+        backwards._exact = backwards._jacobian(torch.float64, 0, chunk_rows=97)
+        return _SAFETY * float(np.linalg.norm(gradient - backwards.gradient(v)))
+
+    def hessian_product(self, v: np.ndarray) -> Map:
+        """Return the map ``u -> H(v) u`` on float64 vectors, computed in float32."""
+        product = self._product(self._fast, self.logits(v))
+        return lambda u: product(torch.from_numpy(u).float()).double().numpy() + self.lam * u
+
+    def _product(self, jacobian: Jacobian, logits: np.ndarray):
+        curve = self.loss.curve(logits.astype(np.float32))
+        scale = 1.0 / len(logits)
+
+        def product(u: torch.Tensor) -> torch.Tensor:
+            curved = torch.from_numpy(curve(jacobian.times(u).numpy()))
+            return jacobian.transposed(curved).mul_(scale)
+
+        return product
+
+    def preconditioner(self) -> Map:
+        """Return the identity: before there are factors, nothing cheap helps."""
+        return lambda u: u
+
+    @property
+    def factor_cost(self) -> float:
+        """Return how many Hessian products the factors cost."""
+        return 2.0 * self._rank / _SHARE
+
+    @property
+    def _rank(self) -> int:
+        return max(1, min(_RANK, self.shape[0], _KEPT_BYTES // (4 * self.shape[0])))
+
+    def factors(self, v: np.ndarray) -> NystromFactors:
+        """Return a sketch of the Hessian at v, from every fourth row."""
+        some = self._jacobian(torch.float32, _KEPT_BYTES, step=_SHARE)
+        product = self._product(some, self.logits(v)[::_SHARE])
+        return NystromFactors.of(product, self.shape[0], self._rank, self.lam)
