@@ -166,7 +166,11 @@ BudgetExceededError
         by_content: bool,
         promise: tuple[float | None, float, tuple[Assumption, ...], tuple[str, ...]],
     ) -> None:
-        """Record one request and release it, together with all that wait."""
+        """Record one request and release it, together with all that wait.
+
+        A ledger in memory dies with the process, so nothing is written to it before the end:
+        what fails leaves it as it was. In a file it says so.
+        """
         queue = self._take_in(rows)
         if self.rows_ is not None:
             positions = self._not_queued(rows, positions, queue, by_content)
@@ -178,10 +182,16 @@ BudgetExceededError
         split = self._split(rows, _union(queue, positions))
         epsilon, delta, *more = promise
         asked = self._asked(epsilon, delta, queue)
-        new = uuid4().hex
+        new, request = uuid4().hex, (rows.take(positions), by_ids)
+        on_disk = self.ledger_.path is not None
         try:
-            self._record(rows.take(positions), by_ids, new)
-            self._commit([*queue, new], self._release(*split, *asked, *more))
+            if on_disk:
+                self._record(*request, new)
+            state = self._release(*split, *asked, *more)
+            with hold_interrupt():
+                if not on_disk:
+                    self._record(*request, new)
+                self._commit([*queue, new], state)
         except BaseException as error:
             refused = isinstance(error, SkUnlearnError) and not isinstance(error, LedgerError)
             end = self.ledger_.refused if refused else self.ledger_.failed

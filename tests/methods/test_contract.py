@@ -201,7 +201,7 @@ def _fail_with(error):
 
 STEPS = [
     "NoiseSource",
-    "announced",
+    "check_guarantee",
     "deepcopy",
     "Certificate.issue",
     "History",
