@@ -64,6 +64,8 @@ def encode(value: Any) -> Any:
         return {"$head": list(value)}
     if isinstance(value, list):
         return [encode(item) for item in value]
+    if isinstance(value, range):
+        return {"$range": [value.start, value.stop, value.step]}
     if type(value) is tuple:
         return {"$tuple": [encode(item) for item in value]}
     if isinstance(value, dict):
@@ -149,6 +151,7 @@ _DECODERS = {
     "$float": lambda record: float(record["$float"]),
     "$array": _decode_array,
     "$head": lambda record: Head(*record["$head"]),
+    "$range": lambda record: range(*record["$range"]),
     "$tuple": lambda record: tuple(decode(record["$tuple"])),
     "$dict": _decode_dict,
     "$class": lambda record: _decode_class(record["$class"]),

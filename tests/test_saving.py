@@ -329,6 +329,7 @@ def test_a_certificate_that_claims_more_than_its_event_is_refused(tmp_path):
         "ä\ud800"[:1],
         (1, (2.5, "a"), []),
         {1: "a", "b": (None,)},
+        range(3, 10, 2),
         np.float32(0.1),
         np.int64(3),
         np.array([[1.5, np.nan], [np.inf, -0.0]], dtype=np.float32),
