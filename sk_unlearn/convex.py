@@ -185,10 +185,11 @@ def _conjugate_gradients(
 ) -> tuple[np.ndarray, int]:
     """Solve ``H step = -gradient`` until the residual's norm is `target`.
 
-    Returns the step and the number of products.
+    Returns the step with the smallest residual and the number of products: where rounding keeps
+    the target out of reach, later steps are worse than earlier ones.
     """
-    step = np.zeros_like(gradient)
-    residual = -gradient
+    step = best = np.zeros_like(gradient)
+    residual, smallest = -gradient, inf
     preconditioned = precondition(residual)
     direction = preconditioned
     energy = float(np.vdot(residual, preconditioned))
@@ -199,12 +200,15 @@ def _conjugate_gradients(
         length = energy / float(np.vdot(direction, curved))
         step = step + length * direction
         residual = residual - length * curved
-        if float(np.linalg.norm(residual)) <= target:
+        norm = float(np.linalg.norm(residual))
+        if norm < smallest:
+            best, smallest = step, norm
+        if norm <= target:
             break
         preconditioned = precondition(residual)
         energy, previous = float(np.vdot(residual, preconditioned)), energy
         direction = preconditioned + (energy / previous) * direction
-    return step, products
+    return best, products
 
 
 def _line_search(

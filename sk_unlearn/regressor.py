@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from skorch import NeuralNet, NeuralNetRegressor
 from skorch.utils import is_dataset
 from torch import nn
@@ -87,6 +88,8 @@ warm_start, verbose, device, compile, use_caching, torch_load_kwargs, **kwargs
         return self._n_outputs()
 
     def _encode_targets(self, y: Any, *, reset: bool) -> np.ndarray:
+        if issparse(y):
+            raise ValueError("y is a sparse matrix; pass a dense array")
         given = np.asarray(y)
         if given.ndim not in (1, 2) or 0 in given.shape:
             raise ValueError(

@@ -16,7 +16,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 from sk_unlearn import CertifiedNeuralClassifier, CertifiedNeuralRegressor
 from sk_unlearn.convex import minimise
-from sk_unlearn.methods import Residual, residual
+from sk_unlearn.methods import Residual, _affine
 from sk_unlearn.modules import LinearHead, LinearRegressor, RidgeHead
 
 X, y = load_iris(return_X_y=True)
@@ -98,7 +98,7 @@ def test_a_solve_that_stops_early_warns_and_the_usual_does_not(monkeypatch):
             CertifiedNeuralRegressor(LinearRegressor, method=Residual(), lam=lam, C=1e9).fit(
                 X, 1e4 * y
             )
-    monkeypatch.setattr(residual, "minimise", partial(minimise, max_iter=2))
+    monkeypatch.setattr(_affine, "minimise", partial(minimise, max_iter=2))
     with pytest.warns(ConvergenceWarning, match="stopped after 2 Newton steps"):
         clf.fit(X, y)
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.base import clone, is_regressor
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import BaggingRegressor, StackingRegressor
@@ -383,6 +384,7 @@ def test_skorch_callbacks_see_the_regressor_they_know():
         (np.where(np.arange(300) == 3, 1e39, 0.0), r"y contains .*1e\+39.* not finite as float32"),
         (np.zeros((300, 2, 2)), r"y has the shape \(300, 2, 2\)|dim 3"),
         (np.zeros((300, 0)), "0"),
+        (csr_array(Y), "dense array"),
         (y[:7], "inconsistent numbers of samples"),
         (np.array(["a"] * 300), "a"),
     ],

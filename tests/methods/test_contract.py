@@ -229,7 +229,7 @@ def test_an_error_at_any_step_leaves_the_net_as_it_was(monkeypatch, name, step, 
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        ("residual-ovr", "sk_unlearn.methods.residual.delete"),
+        ("residual-ovr", "sk_unlearn.methods._affine.delete"),
         ("residual-ovr", "sk_unlearn.head_update._mix"),
         ("residual-ovr", "sk_unlearn.noise.NoiseSource.gaussian"),
         ("residual-ovr", "sk_unlearn.methods.residual.project"),
