@@ -62,10 +62,13 @@ docs: $(VENV)/stamp-docs
 	$(PY) -m sphinx -W --keep-going --fresh-env -b html docs docs/_build/html
 	@echo "The documentation is in docs/_build/html/index.html"
 
-bench: $(VENV)/stamp-plots
+# What a script prints is a table of the documentation (docs/performance.md, docs/reproducing.md).
+bench: $(VENV)/stamp-test
 	@set -e; for script in benchmarks/[a-z]*.py; do \
-		echo "== $$script --quick"; $(PY) $$script --quick; \
-	done
+		echo "== $$script --quick"; \
+		$(PY) $$script --quick >benchmarks/results/table || { cat benchmarks/results/table; exit 1; }; \
+		tee benchmarks/results/$$(basename $$script .py).txt <benchmarks/results/table; \
+	done; rm -f benchmarks/results/table
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build docs/auto_examples docs/api \

@@ -61,5 +61,5 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {page: [] for page in ("index", "theory", "breakage", "house")}
+html_sidebars = {page.stem: [] for page in DOCS.glob("*.md")}
 html_show_sourcelink = False
