@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ._bounded import FUNCTION_ERROR, SLACK, TINY, UNIT, Bounded, gamma, underflow
+from ._places import window_labels
 
 
 class Layer:
@@ -16,13 +17,22 @@ class Layer:
 
     parameter_names: tuple[str, ...] = ()
 
-    def ambiguous(self) -> int:
+    def ambiguous(self, labels: Tensor | None) -> int:
         """Count the units of the last forward pass whose derivative the error leaves open.
 
         The sign at a kink, the place of a maximum: with any, tangent and backward passes are
         not proved; the forward pass always is.
+
+        Parameters
+        ----------
+        labels : Tensor of shape (n, c, h, w) or None
+            Of the input's units, as of :mod:`sk_unlearn._places`.
         """
         return 0
+
+    def places(self, labels: Tensor) -> Tensor | None:
+        """Return the labels of the output's units; None where it has no places."""
+        return labels
 
     def forward(self, x: Bounded) -> Bounded:
         """Return the output, and keep what the derivative needs."""
@@ -60,7 +70,10 @@ class Kink(Layer):
         factor = self.factor.abs().masked_fill_(self.open, max(1.0, abs(self.slope)))
         return self._scaled(x, self.factor, factor)
 
-    def ambiguous(self) -> int:
+    def places(self, labels: Tensor) -> Tensor:
+        return labels.masked_fill((self.factor == 0) & ~self.open, 0)
+
+    def ambiguous(self, labels: Tensor | None) -> int:
         return int(self.open.sum())
 
     def apply_derivative(self, d: Bounded) -> Bounded:
@@ -97,6 +110,10 @@ class Saturating(Layer):
         self.slope = Bounded(slope, SLACK * (spread + 3 * UNIT))
         return Bounded(y, error)
 
+    def places(self, labels: Tensor) -> Tensor:
+        """Zeros become halves in a sigmoid: a label of their own, which no unit has."""
+        return labels if self.kind == "tanh" else labels.masked_fill(labels == 0, -1)
+
     def apply_derivative(self, d: Bounded) -> Bounded:
         slope = self.slope
         value = slope.value * d.value
@@ -119,6 +136,11 @@ class Average(Layer):
 
     def backward(self, c: Bounded) -> Bounded:
         return self._linear(c, self._spread)
+
+    def places(self, labels: Tensor) -> Tensor:
+        stride = self._kernel() if self.stride is None else nn.modules.utils._pair(self.stride)
+        alone = labels.reshape(-1, 1, *labels.shape[2:])
+        return window_labels(alone, self._kernel(), stride).unflatten(0, labels.shape[:2])
 
     def _linear(self, x: Bounded, function: Any) -> Bounded:
         kernel = self._kernel()
@@ -161,14 +183,20 @@ class Maximum(Layer):
         self.input_shape = x.value.shape
         return Bounded(value, functional.max_pool2d(x.error, self.kernel, self.stride))
 
-    def ambiguous(self) -> int:
+    def places(self, labels: Tensor) -> Tensor:
+        return self._at(labels)
+
+    def ambiguous(self, labels: Tensor | None) -> int:
         own = self._at(self.x.error)[..., None, None]
         margin = self.value[..., None, None] - self._windows(self.x.value)
         reach = (1.0 + 2.0**-50) * (own + self._windows(self.x.error))
         positions = torch.arange(self.input_shape[2] * self.input_shape[3])
         positions = self._windows(positions.reshape(1, 1, *self.input_shape[2:]))
         rival = positions != self.place[..., None, None]
-        return int((rival & (reach > 0) & (margin <= reach)).any(-1).any(-1).sum())
+        rival = rival & (reach > 0) & (margin <= reach)
+        if labels is not None and rival.any():
+            rival &= self._windows(labels) != self._at(labels)[..., None, None]
+        return int(rival.any(-1).any(-1).sum())
 
     def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
         return None if dx is None else dx.map(self._at)
@@ -197,6 +225,9 @@ class Flatten(Layer):
     def forward(self, x: Bounded) -> Bounded:
         self.input_shape = x.value.shape
         return x.map(lambda v: v.flatten(1))
+
+    def places(self, labels: Tensor) -> None:
+        return None
 
     def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
         return None if dx is None else dx.map(lambda v: v.flatten(1))

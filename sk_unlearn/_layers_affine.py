@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ._bounded import SLACK, Bounded, gamma, underflow, upper_norms
 from ._layers import Layer
+from ._places import window_labels
 
 
 class Affine(Layer):
@@ -36,6 +37,9 @@ class Affine(Layer):
     def shaped(self, weight: Tensor) -> Tensor:
         """Return a parameter of the module as the matrix that multiplies lifted rows."""
         return weight
+
+    def places(self, labels: Tensor) -> Tensor | None:
+        return None
 
     def lift(self, x: Tensor) -> Tensor:
         """Return the rows that the matrix multiplies."""
@@ -93,11 +97,11 @@ class Affine(Layer):
 
     def forward(self, x: Bounded) -> Bounded:
         """``|y^ - y| <= |W| (e + gamma |x^|) + gamma |b|``; exactly b where every product is 0."""
-        self.shape, self.x = x.value.shape, x.map(self.lift)
-        value, n_terms = self.in_blocks(self.x.value)
+        self.shape, self.x = x.value.shape, x
+        value, n_terms = self.in_blocks(self.lift(x.value))
         value, g = self.with_bias(value, self.bias), gamma(n_terms + 1)
-        widened = self.x.widened(g)
-        error = self.product(widened, self.magnitude)
+        widened = x.widened(g)
+        error = self.product(self.lift(widened), self.magnitude)
         rounded = self.with_bias(error, g * self.bias.abs()).masked_fill_(error == 0, 0.0)
         lost = underflow(self.weight, widened)
         return Bounded(value, SLACK * rounded + lost)
@@ -107,21 +111,20 @@ class Affine(Layer):
         g = gamma(2 * self.n_terms + 3)
         value = error = None
         if dx is not None:
-            dx = dx.map(self.lift)
             widened = dx.widened(g)
-            value = self.product(dx.value, self.weight)
-            error = self.product(widened, self.magnitude)
+            value = self.product(self.lift(dx.value), self.weight)
+            error = self.product(self.lift(widened), self.magnitude)
             error += underflow(self.weight, widened)
         if self.weight_name in directions:
             dW = self.shaped(directions[self.weight_name])
             widened = self.x.widened(g)
-            value = _add(value, self.product(self.x.value, dW))
-            error = _add(error, self.product(widened, dW.abs()))
+            value = _add(value, self.product(self.lift(self.x.value), dW))
+            error = _add(error, self.product(self.lift(widened), dW.abs()))
             error += underflow(dW, widened)
         if self.bias_name in directions:
             db = directions[self.bias_name]
             if value is None or error is None:
-                like = self.product(self.x.value, self.weight)
+                like = self.product(self.lift(self.x.value), self.weight)
                 value, error = torch.zeros_like(like), torch.zeros_like(like)
             value, error = self.with_bias(value, db), self.with_bias(error, g * db.abs())
         return None if value is None or error is None else Bounded(value, SLACK * error)
@@ -160,8 +163,9 @@ class Affine(Layer):
         size, spread = self.output_norms(c.value), self.output_norms(c.error)
         g = gamma(size.numel() + more_terms)
         if self.weight_name in names:
-            gradients[self.weight_name] = self.outer(c.value, self.x.value)
-            norms, errors = self.lifted_norms(self.x.value), self.lifted_norms(self.x.error)
+            lifted = self.lift(self.x.value)
+            gradients[self.weight_name] = self.outer(c.value, lifted)
+            norms, errors = self.lifted_norms(lifted), self.lifted_norms(self.lift(self.x.error))
             pairs = size * (errors + g * norms) + spread * (norms + errors)
             error += float(pairs.sum())
         if self.bias_name in names:
@@ -194,6 +198,12 @@ class Convolution(Affine):
 
     def shaped(self, weight: Tensor) -> Tensor:
         return weight.reshape(self.groups, len(weight) // self.groups, -1)
+
+    def places(self, labels: Tensor) -> Tensor:
+        by_group = labels.reshape(-1, labels.shape[1] // self.groups, *labels.shape[2:])
+        found = window_labels(by_group, *(self.window[k] for k in _WINDOW))
+        found = found.unflatten(0, (len(labels), self.groups))
+        return found.repeat_interleave(self.kernel_shape[0] // self.groups, dim=1)
 
     def lift(self, x: Tensor) -> Tensor:
         patches = functional.unfold(x, **self.window)

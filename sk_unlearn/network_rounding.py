@@ -19,6 +19,7 @@ from ._bounded import SLACK, UNIT, Bounded, upper_norms
 from ._layers import Layer
 from ._layers_affine import Affine
 from ._network_layers import build, obstacle
+from ._places import pixel_labels
 
 __all__ = [
     "LinearisedGradient",
@@ -146,7 +147,8 @@ def linearised_gradient(
     Forward, tangent and backward passes each carry their errors (three further products for
     each pass). At a kink the derivative is torch's: 0 (or the slope) at exactly zero, the first
     of equal numbers in a maximum. The mask of a unit is the true one when its value exceeds its
-    error; the units where it does not are counted.
+    error; the units where it does not are counted. Ties of a maximum between units that see
+    the same numbers do not count: their derivatives are equal.
     """
     layers, names, n = build(module), set(tangent), len(X)
     known = {name for layer in layers for name in layer.parameter_names}
@@ -158,7 +160,7 @@ def linearised_gradient(
     with torch.no_grad():
         for rows in slices:
             x = _forward(layers, _read(X, rows))
-            ambiguous += sum(layer.ambiguous() for layer in layers)
+            ambiguous += _ambiguous(layers, X[rows])
             c = residuals(rows, x.plus(_tangent(layers, directions, x)))
             gradients, spread = _backward(layers, c, names, len(slices) + 2)
             for name, gradient in gradients.items():
@@ -222,6 +224,19 @@ def _forward(layers: list[Layer], x: Bounded) -> Bounded:
     if not bool(torch.isfinite(x.value).all() and torch.isfinite(x.error).all()):
         raise ValueError("a feature or its rounding error is not finite; scale the rows down")
     return x
+
+
+def _ambiguous(layers: list[Layer], X: np.ndarray | Tensor) -> int:
+    """Count the open derivatives of the last forward pass; look at places only if there are any."""
+    images = torch.tensor(np.asarray(X))
+    if images.ndim != 4 or not sum(layer.ambiguous(None) for layer in layers):
+        return sum(layer.ambiguous(None) for layer in layers)
+    labels: Tensor | None = pixel_labels(images)
+    total = 0
+    for layer in layers:
+        total += layer.ambiguous(labels)
+        labels = None if labels is None else layer.places(labels)
+    return total
 
 
 def _tangent(layers: list[Layer], directions: dict[str, Tensor], like: Bounded) -> Bounded:

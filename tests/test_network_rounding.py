@@ -13,9 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sk_unlearn._bounded import Bounded
+from sk_unlearn._layers import Kink, Saturating
+from sk_unlearn._network_layers import build
+from sk_unlearn._places import pixel_labels, window_labels
 from sk_unlearn.exceptions import NotApplicableError
 from sk_unlearn.modules import MLP, AllCNN
 from sk_unlearn.network_rounding import (
+    _forward,
     features_with_error,
     head_residuals,
     linearised_gradient,
@@ -381,10 +386,60 @@ def test_units_that_rounding_leaves_open_are_counted():
     v = {"2.bias": torch.ones(2).double()}
     result = linearised_gradient(net, torch.ones(4, 3), v, head_residuals([0, 1, 0, 1], "ovr"))
     assert result.ambiguous == 4
-    ties = nn.Sequential(nn.Conv2d(1, 1, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 2))
+    ties = nn.Sequential(nn.Conv2d(2, 1, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        ties[0].weight.fill_(1.0)
     v = {"3.bias": torch.ones(2).double()}
-    same = torch.full((1, 1, 2, 2), 0.7)
-    assert linearised_gradient(ties, same, v, head_residuals([0], "ovr")).ambiguous == 1
+    pixels = torch.tensor([[[[0.7, 0.1], [0.0, 0.0]], [[0.1, 0.7], [0.0, 0.0]]]])
+    assert linearised_gradient(ties, pixels, v, head_residuals([0], "ovr")).ambiguous == 1
+    pixels[:, :, 0] = 0.7
+    assert linearised_gradient(ties, pixels, v, head_residuals([0], "ovr")).ambiguous == 0
+
+
+def test_ties_of_places_that_see_the_same_need_no_decision():
+    """An image with a flat background, and rounding that differs from place to place."""
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2),
+        nn.Conv2d(2, 2, 2, dilation=2), nn.MaxPool2d(2, stride=1), nn.AvgPool2d(1),
+        nn.Flatten(), nn.Linear(2, 3),
+    )  # fmt: skip
+    X = torch.full((2, 1, 9, 9), 0.3)
+    X[0, 0, 0, 0], X[1, 0, 3, 4] = 0.9, 0.1
+    v = {name: torch.randn(p.shape).double() for name, p in net.named_parameters()}
+    y = torch.tensor([0, 2])
+    result = linearised_gradient(net, X, v, head_residuals(y, "ovr"))
+    layers = build(net)
+    _forward(layers, Bounded.exact(X))
+    assert sum(layer.ambiguous(None) for layer in layers) > 0
+    assert result.ambiguous == 0
+    with mp.workdps(40):
+        away = gradient_distance(result, v, true_gradient(net, X, v, y, "ovr", mp.mpf))
+    assert 0 < away <= result.error < 1e4 * away
+
+
+def test_the_label_of_zeros_is_for_zeros():
+    labels = torch.tensor([[[[0, 5]]]])
+    assert Saturating("tanh").places(labels).tolist() == [[[[0, 5]]]]
+    assert Saturating("sigmoid").places(labels).tolist() == [[[[-1, 5]]]]
+    relu = Kink()
+    relu.forward(Bounded.exact(torch.tensor([[[[-1.0, 1.0]]]])))
+    assert relu.places(torch.tensor([[[[7, 7]]]])).tolist() == [[[[0, 7]]]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 2), st.integers(0, 1))
+def test_equal_labels_mean_equal_windows(seed, kernel, stride, padding):
+    rng = np.random.default_rng(seed)
+    X = torch.tensor(rng.integers(0, 2, (2, 2, 6, 5)) * 1.0)
+    labels = window_labels(pixel_labels(X), (kernel, 2), (stride, 1), (padding, 0), (1, 2))
+    padded = nn.functional.pad(X, (0, 0, padding, padding))
+    seen = {}
+    for i, j in product(*map(range, labels.shape[1:])):
+        for row, content in enumerate(padded[:, :, stride * i :][:, :, :kernel, j : j + 3 : 2]):
+            assert seen.setdefault(int(labels[row, i, j]), content).equal(content)
+    contents = {tuple(c.ravel().tolist()) for c in seen.values()}
+    assert len(contents) == len(seen)
 
 
 @pytest.mark.parametrize(
