@@ -127,14 +127,7 @@ def unlearn(
     >>> sk_unlearn.unlearn(pipe, X[:2], y[:2])[-1].certificate_.formal
     True
     """
-    net, steps = _net_and_steps(estimator)
-    leaks = [leaf for name, step in steps for leaf in fitted_steps(step, name)]
-    if leaks and not allow_leaks:
-        raise NotApplicableError(
-            f"the steps {leaks} were fitted on the training rows, so what they pass on carries the "
-            f"deleted ones. Replace them by {REPLACEMENTS}; or pass allow_leaks=True for a "
-            "certificate that is not formal and says so"
-        )
+    net, steps, promise = _through(estimator, allow_leaks)
     rest = {}
     if X_r is not None or y_r is not None:
         rest = {"X_r": _transformed(X_r, steps, "X_r"), "y_r": y_r}
@@ -146,10 +139,25 @@ def unlearn(
         indices=indices,
         sample_ids=sample_ids,
         **rest,
-        assumptions=_leak_assumptions(leaks),
-        scope=_scope(steps) + _cache_scope(estimator),
+        **promise,
     )
     return estimator
+
+
+def _through(
+    estimator: Any, allow_leaks: bool
+) -> tuple[Any, list[tuple[str, Any]], dict[str, tuple[Any, ...]]]:
+    """Return the net, the steps before it, and what they add to a certificate."""
+    net, steps = _net_and_steps(estimator)
+    leaks = [leaf for name, step in steps for leaf in fitted_steps(step, name)]
+    if leaks and not allow_leaks:
+        raise NotApplicableError(
+            f"the steps {leaks} were fitted on the training rows, so what they pass on carries the "
+            f"deleted ones. Replace them by {REPLACEMENTS}; or pass allow_leaks=True for a "
+            "certificate that is not formal and says so"
+        )
+    scope = _scope(steps) + _cache_scope(estimator)
+    return net, steps, {"assumptions": _leak_assumptions(leaks), "scope": scope}
 
 
 def _transformed(X: Any, steps: list[tuple[str, Any]], name: str) -> Any:
@@ -300,6 +308,31 @@ class UnlearningPipeline(Pipeline):
             y_r=y_r,
             allow_leaks=allow_leaks,
         )
+
+    @available_if(_last_can("request_deletion"))
+    def request_deletion(
+        self,
+        X_u: Any = None,
+        y_u: Any = None,
+        *,
+        indices: Any = None,
+        sample_ids: Any = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Queue rows as they went into this pipeline; see the net's ``request_deletion``."""
+        net, steps = _net_and_steps(self)
+        rows = _transformed(X_u, steps, "X_u")
+        named = {"indices": indices, "sample_ids": sample_ids}
+        return net.request_deletion(rows, y_u, **named, request_id=request_id)
+
+    @available_if(_last_can("process_deletions"))
+    def process_deletions(
+        self, epsilon: float = 1.0, delta: float = 1e-5, *, allow_leaks: bool = False
+    ) -> UnlearningPipeline:
+        """Serve what waits in one release; see :func:`sk_unlearn.unlearn` for `allow_leaks`."""
+        net, _, promise = _through(self, allow_leaks)
+        net.process_deletions(epsilon, delta, **promise)
+        return self
 
     @property
     def certificate_(self) -> Any:

@@ -12,6 +12,8 @@ from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from sk_unlearn import Certificate, CertifiedNeuralClassifier
 from sk_unlearn._cli import main
@@ -22,12 +24,14 @@ from sk_unlearn.audit import DeletionTimelineDisplay, audit_unlearning, compare,
 from sk_unlearn.exceptions import (
     DeletionRequestError,
     LedgerError,
+    NotApplicableError,
     ToleranceNotReachedError,
     UnknownRowError,
 )
 from sk_unlearn.ledger import DeletionLedger
 from sk_unlearn.methods import Residual, Retrain
 from sk_unlearn.modules import LinearHead
+from sk_unlearn.pipeline import UnlearningPipeline
 
 X, y = load_iris(return_X_y=True)
 X = X.astype(np.float32)
@@ -346,6 +350,34 @@ def test_a_request_that_was_withdrawn_is_not_served():
     net.process_deletions()
     assert net.certificate_.n_deleted == 1
     np.testing.assert_array_equal(net.rows_.X, np.delete(X, 1, axis=0))
+
+
+# ---------------------------------------------------------------- through a pipeline
+
+
+def test_a_pipeline_queues_and_serves():
+    net = CertifiedNeuralClassifier(LinearHead, C=100.0)
+    pipe = UnlearningPipeline([("norm", Normalizer()), ("net", net)])
+    pipe.fit(X, y, net__sample_ids=IDS)
+    ticket = pipe.request_deletion(X[[3]], y[[3]])
+    pipe.request_deletion(sample_ids=["user40"])
+    assert pipe.process_deletions(epsilon=0.5).certificate_.n_deleted == 4
+    assert pipe[-1].ledger_.state(ticket) == "released"
+    assert any("norm" in line for line in pipe.certificate_.scope)
+    np.testing.assert_array_equal(pipe[-1].rows_.y, np.delete(y, [3, 120, 121, 122]))
+
+
+def test_a_pipeline_that_leaks_serves_only_when_told_to():
+    net = CertifiedNeuralClassifier(LinearHead, C=100.0)
+    pipe = UnlearningPipeline([("scale", StandardScaler()), ("net", net)]).fit(X, y)
+    pipe.request_deletion(X[[3]], y[[3]])
+    with pytest.raises(NotApplicableError, match="scale"):
+        pipe.process_deletions()
+    assert len(pipe[-1].ledger_) == 1
+    assert not pipe.process_deletions(allow_leaks=True).certificate_.formal
+    assert not hasattr(
+        UnlearningPipeline([("tree", DecisionTreeClassifier())]), "process_deletions"
+    )
 
 
 # ---------------------------------------------------------------- names of rows
