@@ -60,7 +60,7 @@ class SavingMixin:
             Before fit.
         DeletionRequestError
             If rows are to be included and this net keeps none; if requests are queued and rows
-            are not to be included.
+            are not to be included, or some are permanent.
         SavedNetError
             If something that a subclass or module added has no plain form.
         OSError
@@ -88,6 +88,12 @@ class SavingMixin:
                 f"requests {list(self.queue_)[:5]} wait, and a net without its rows cannot tell "
                 "which they name: call process_deletions() first, or save with include_data=True"
             )
+        permanent = None if self.rows_ is None else self.rows_.permanent
+        if permanent is not None and not include_data:
+            raise DeletionRequestError(
+                "some rows of this net are permanent, and a net without its rows cannot tell "
+                "which: save with include_data=True"
+            )
         tensors = _named("module", self.module_.state_dict())
         tensors |= _named("criterion", self.criterion_.state_dict())
         tensors |= _named("reference", dict(enumerate(self.reference_ or ())))
@@ -107,6 +113,8 @@ class SavingMixin:
         if include_data:
             rows = self.rows_
             tensors |= {"rows.X": torch.as_tensor(rows.X), "rows.y": torch.as_tensor(rows.y)}
+            if permanent is not None:
+                tensors["rows.permanent"] = torch.as_tensor(permanent)
             record["rows"] = {"sample_ids": encode(rows.sample_ids)}
         write(as_path(path), tensors, record)
         return self
@@ -232,11 +240,17 @@ class SavingMixin:
         shapes = (X.shape[1:], len(X), len(X) if ids is None else len(ids))
         if shapes != (self.input_shape_, len(y), self.n_rows_) or X.dtype != np.float32:
             raise SavedNetError(f"rows {X.shape}, {y.shape} are not the {self.n_rows_} rows")
+        permanent = tensors.get("rows.permanent")
+        if permanent is not None:
+            permanent = permanent.numpy()
+            if permanent.shape != y.shape[:1] or permanent.dtype != bool:
+                raise SavedNetError(f"a mask {permanent.shape} is not one of {len(y)} rows")
         positions = [p for queued in record["queue"].values() for p in queued]
         if not all(type(p) is int and 0 <= p < len(y) for p in positions):
             raise SavedNetError("the queue names rows that are not there")
         self.queue_ = record["queue"]
-        self.rows_ = TrainingRows(X, y, ids).hashed()
+        rows = TrainingRows(X, y, ids, permanent)
+        self.rows_ = self._with_features(rows).hashed()
 
 
 def _named(prefix: str, tensors: dict[Any, Any]) -> dict[str, torch.Tensor]:

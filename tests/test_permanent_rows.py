@@ -353,3 +353,19 @@ def test_the_bound_on_feature_errors_is_monotone_and_not_loose():
         assert more_of_it >= value
     with pytest.raises(ValueError, match="mean_error=-1"):
         bounds.feature_gradient_error(**base | {"mean_error": -1.0})
+
+
+def test_a_saved_net_keeps_its_permanent_rows(fitted, tmp_path):
+    path = tmp_path / "net.safetensors"
+    with pytest.raises(DeletionRequestError, match="permanent, and a net without its rows"):
+        fitted.save(path)
+    fitted.save(path, include_data=True)
+    loaded = CertifiedNeuralClassifier.load(path, module__backbone=cnn)
+    np.testing.assert_array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+    np.testing.assert_array_equal(loaded.rows_.permanent, fitted.rows_.permanent)
+    np.testing.assert_array_equal(loaded.rows_.features.values, fitted.rows_.features.values)
+    with pytest.raises(DeletionRequestError, match="indices 3 are permanent"):
+        loaded.unlearn(indices=[3, 150])
+    certificate = loaded.unlearn(indices=[150]).certificate_
+    assert certificate.formal
+    assert any("100 permanent rows" in line for line in certificate.scope)
