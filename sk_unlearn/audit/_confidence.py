@@ -58,7 +58,7 @@ def refuse_regressor(estimator: Any) -> None:
     TypeError
         Saying what can be audited instead.
     """
-    if is_regressor(estimator):
+    if hasattr(estimator, "__sklearn_tags__") and is_regressor(estimator):
         raise TypeError(
             f"{type(estimator).__name__} is a regressor, and this audit looks at the probabilities "
             "of classes (predict_proba); audit_unlearning(..., view='weights') audits its releases"
