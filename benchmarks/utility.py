@@ -36,7 +36,7 @@ from sk_unlearn.methods import (
     Retrain,
     SekhariNewton,
 )
-from sk_unlearn.modules import FeatureHead, LinearHead, Linearized, RidgeHead
+from sk_unlearn.modules import MLP, FeatureHead, LinearHead, Linearized, RidgeHead
 from sk_unlearn.preprocessing import ClipToBall
 
 DELTA = 1e-5
@@ -66,8 +66,12 @@ def methods(n: int, n_deleted: int) -> dict[str, Callable[[float], CertifiedNeur
     return {
         "Residual (linear head)": lambda e: net(LinearHead, Residual()),
         "Analytic (ridge head)": lambda e: net(RidgeHead, Analytic()),
-        "Residual (features of permanent rows)": lambda e: net(FeatureHead, Residual()),
-        "Residual (linearised at permanent rows)": lambda e: net(Linearized, Residual(), **deep),
+        "Residual (features of permanent rows)": lambda e: net(
+            FeatureHead, Residual(), module__backbone=MLP, max_epochs=60
+        ),
+        "Residual (linearised at permanent rows)": lambda e: net(
+            Linearized, Residual(), module__module=MLP, max_epochs=60, **deep
+        ),
         "Retrain (network)": lambda e: net(None, Retrain()),
         "GradientClipping (network)": lambda e: net(
             None, GradientClipping(finetune_epochs=EPOCHS), **deep
