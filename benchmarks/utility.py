@@ -44,6 +44,7 @@ EPSILONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 N_PERMANENT = 300
 EPOCHS = 10
 RADIUS = 4.0
+REACH = 4.2  # with the constant feature
 
 
 def net(module: object, method: object, **parameters: object) -> CertifiedNeuralClassifier:
@@ -80,8 +81,12 @@ def methods(n: int, n_deleted: int) -> dict[str, Callable[[float], CertifiedNeur
             None, ModelClipping(finetune_epochs=EPOCHS), **deep
         ),
         "PrivateTraining (network)": lambda e: net(None, private(e, n, n_deleted)),
-        "SekhariNewton (linear head)": lambda e: net(LinearHead, SekhariNewton(RADIUS), **head),
-        "DescentToDelete (linear head)": lambda e: net(LinearHead, DescentToDelete(RADIUS), **head),
+        "SekhariNewton (linear head)": lambda e: net(
+            LinearHead, SekhariNewton(row_norm=REACH), **head
+        ),
+        "DescentToDelete (linear head)": lambda e: net(
+            LinearHead, DescentToDelete(row_norm=REACH), **head
+        ),
         "OutputPerturbation (network)": lambda e: net(None, OutputPerturbation(), C=20.0, **deep),
         "Newton, ball (network)": lambda e: net(None, Newton(), C=20.0, **deep),
     }
