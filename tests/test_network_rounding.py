@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sk_unlearn._bounded import Bounded
+from sk_unlearn._bounded import FUNCTION_ERROR, UNIT, Bounded
 from sk_unlearn._layers import Kink, Saturating
 from sk_unlearn._network_layers import build
 from sk_unlearn._places import pixel_labels, window_labels
@@ -488,3 +488,15 @@ def test_tangents_of_unknown_parameters_are_refused():
         linearised_gradient(
             net, torch.ones(1, 2), {"bias": torch.ones(2)}, head_residuals([0], "ovr")
         )
+
+
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "exp"])
+def test_the_platforms_functions_are_as_close_as_assumed(name):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, s, 1500) for s in (1e-8, 1e-3, 0.5, 4.0, 15.0)])
+    value = getattr(torch, name)(torch.from_numpy(x)).numpy()
+    true = {"tanh": mp.tanh, "exp": mp.exp, "sigmoid": lambda t: 1 / (1 + mp.exp(-t))}[name]
+    with mp.workdps(40):
+        exact = [true(mp.mpf(float(t))) for t in x]
+        error = max(abs((mp.mpf(float(v)) - t) / t) for v, t in zip(value, exact, strict=True))
+    assert error <= FUNCTION_ERROR * UNIT
