@@ -195,13 +195,14 @@ def test_the_bound_is_above_the_true_gradient_norm(case):
 def test_it_is_above_where_the_gradient_nearly_vanishes(case):
     """At the anchor that makes W the optimum, what is computed is rounding and nothing else."""
     risk, W = case
+    before = np.linalg.norm(W - risk.reference)
     risk.reference = W + (risk.gradient(W) - risk.lam * (W - risk.reference)) / risk.lam
     bound, rounding, gradient = risk.gradient_norm_bound(W)
     true = Digits(risk)
     exact = true.gradient(W)
     assert true.norm(exact) <= bound
     assert true.distance(exact, gradient) <= rounding
-    resolution = 4 * U * risk.lam * np.linalg.norm(risk.reference)
+    resolution = 4 * U * risk.lam * (np.linalg.norm(risk.reference) + before)
     assert np.linalg.norm(gradient) <= 10 * rounding + resolution, "not near the optimum"
 
 
