@@ -231,9 +231,9 @@ def main() -> int:
             }
         )
     missing = not_audited({record["method"] for record in found})
-    size = "_quick" if quick else ""
-    target = Path(__file__).parent / "results" / f"audit{size}.json"
-    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not quick:
+        target = Path(__file__).parent / "results" / "audit.json"
+        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(found)} audits, {wrong} not as expected; not audited: {missing or 'none'}")
     return 1 if wrong or missing else 0
 
