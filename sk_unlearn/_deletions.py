@@ -211,6 +211,7 @@ BudgetExceededError
         by_ids: bool,
         request_id: str | None = None,
         repeats: str | None = None,
+        amend: bool = False,
     ) -> str:
         """Record a request; in a file, with what finds its rows again."""
         names: list[Any] = list(owners(rows))
@@ -219,6 +220,8 @@ BudgetExceededError
         detail: dict[str, Any] = {"model": self.model_id_, "by_ids": by_ids}
         if repeats is not None:
             detail["repeats"] = repeats
+        if amend:
+            detail["amend"] = True
         try:
             return self.ledger_.request(len(rows), names or None, request_id, detail)
         except (TypeError, ValueError) as error:
@@ -227,6 +230,9 @@ BudgetExceededError
     def _recover(self, rows: TrainingRows) -> Queue:
         """Return the queue as the ledger has it: with what others, or an earlier process, added."""
         pending = {r: e for r, e in self.ledger_.pending().items() if self._ours(e)}
+        for request_id in [r for r, e in pending.items() if e.detail.get("amend")]:
+            del pending[request_id]
+            self.ledger_.failed(request_id, "the process ended before the correction: ask again")
         queue = {r: p for r, p in self.queue_.items() if r in pending}
         added = [r for r in pending if r not in queue]
         for request_id in added:

@@ -146,6 +146,10 @@ class Residual(OneShotMethod):
             return GaussianRelease(sensitivity, None, "residual_distance", constants)
         return GaussianRelease(None, float(self.noise_std), "residual_distance")
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: (T12) is about what rows there are, not what they were."""
+        return None
+
     def prepare(self, problem: Problem) -> tuple[np.ndarray, Any]:
         """Solve down to the rounding error; keep the solution and the factors of its Hessian."""
         risk = _risk(problem, problem.retained)
@@ -210,7 +214,9 @@ class Residual(OneShotMethod):
         risk = _risk(problem, problem.retained)
         solved, start, n_passes = problem.state, _start(problem), None
         if solved is not None and solved.factors is not None and len(problem.deleted):
-            updated, n_passes = delete(solved, risk, _risk(problem, problem.deleted), tol)
+            added = _risk(problem, problem.added) if len(problem.corrected) else None
+            deleted = _risk(problem, problem.deleted)
+            updated, n_passes = delete(solved, risk, deleted, tol, added)
             if updated.bound <= tol:
                 return updated, n_passes
             start = updated.weights
