@@ -7,6 +7,8 @@ from math import isinf
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from .assumptions import CORRECTION
+
 if TYPE_CHECKING:
     from .certificate import Certificate
 
@@ -16,18 +18,26 @@ def headline(c: Certificate) -> str:
     if isinf(c.epsilon):
         return "Nothing is promised: epsilon is infinite."
     if c.epsilon == 0 and c.delta == 0:
-        promise = "exact: the released model has the law of one retrained without the deleted rows"
+        others = "on the corrected data" if _corrects(c) else "without the deleted rows"
+        promise = f"exact: the released model has the law of one retrained {others}"
     else:
-        promise = f"({c.epsilon:g}, {c.delta:g})-certified deletion"
+        what = "correction" if _corrects(c) else "deletion"
+        promise = f"({c.epsilon:g}, {c.delta:g})-certified {what}"
     return (
         f"Formal certificate, {promise}." if c.formal else f"NOT a formal certificate: {promise}."
     )
 
 
+def _corrects(c: Certificate) -> bool:
+    return CORRECTION in c.assumptions
+
+
 def rows(c: Certificate) -> list[tuple[str, str]]:
     """Return the figures as (name, text)."""
     out = [("method", c.method)]
-    if c.n_deleted is not None:
+    if c.n_deleted is not None and _corrects(c):
+        out.append(("rows", f"{c.n_deleted} of {c.n_retained} corrected"))
+    elif c.n_deleted is not None:
         out.append(("rows", f"{c.n_deleted} deleted, {c.n_retained} retained"))
     else:
         out.append(("rows", f"{c.n_retained} retained"))

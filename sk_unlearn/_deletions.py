@@ -8,6 +8,9 @@ disk), the new state of the net (in memory). A process that dies
 - after ``released`` leaves a net on disk that is older than its ledger: the next release takes
   the rows out once more, under a request that names the one it repeats.
 
+The new rows of a correction are in no ledger: one that was cut off fails, and one that the net
+missed is repeated as a deletion of the rows as they were, unless it is asked for again first.
+
 Rows are found again by keyed digests (:mod:`sk_unlearn._row_names`). ``heard_`` is the head of
 the ledger up to which a net has taken in what happened; a release is recorded only if no other
 net with the same origin has released since.
@@ -16,8 +19,9 @@ net with the same origin has released since.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -166,11 +170,7 @@ BudgetExceededError
         by_content: bool,
         promise: tuple[float | None, float, tuple[Assumption, ...], tuple[str, ...]],
     ) -> None:
-        """Record one request and release it, together with all that wait.
-
-        A ledger in memory dies with the process, so nothing is written to it before the end:
-        what fails leaves it as it was. In a file it says so.
-        """
+        """Record one request and release it, together with all that wait."""
         queue = self._take_in(rows)
         if self.rows_ is not None:
             positions = self._not_queued(rows, positions, queue, by_content)
@@ -182,16 +182,32 @@ BudgetExceededError
         split = self._split(rows, _union(queue, positions))
         epsilon, delta, *more = promise
         asked = self._asked(epsilon, delta, queue)
-        new, request = uuid4().hex, (rows.take(positions), by_ids)
+        release = partial(self._release, *split, *asked, *more)
+        self._release_recorded(rows.take(positions), by_ids, queue, release)
+
+    def _release_recorded(
+        self,
+        rows: TrainingRows,
+        by_ids: bool,
+        waiting: Iterable[str],
+        release: Callable[[], dict[str, Any]],
+        amend: bool = False,
+    ) -> None:
+        """Record a request and serve it, with those that wait; record how it failed, if it does.
+
+        A ledger in memory dies with the process, so nothing is written to it before the end:
+        what fails leaves it as it was. In a file it says so.
+        """
+        new, request = uuid4().hex, (rows, by_ids)
         on_disk = self.ledger_.path is not None
         try:
             if on_disk:
-                self._record(*request, new)
-            state = self._release(*split, *asked, *more)
+                self._record(*request, new, amend=amend)
+            state = release()
             with hold_interrupt():
                 if not on_disk:
-                    self._record(*request, new)
-                self._commit([*queue, new], state)
+                    self._record(*request, new, amend=amend)
+                self._commit([*waiting, new], state)
         except BaseException as error:
             refused = isinstance(error, SkUnlearnError) and not isinstance(error, LedgerError)
             end = self.ledger_.refused if refused else self.ledger_.failed
@@ -221,6 +237,7 @@ BudgetExceededError
         by_ids: bool,
         request_id: str | None = None,
         repeats: str | None = None,
+        amend: bool = False,
     ) -> str:
         """Record a request; in a file, with what finds its rows again."""
         names: list[Any] = list(owners(rows))
@@ -229,6 +246,8 @@ BudgetExceededError
         detail: dict[str, Any] = {"model": self.model_id_, "by_ids": by_ids}
         if repeats is not None:
             detail["repeats"] = repeats
+        if amend:
+            detail["amend"] = True
         try:
             return self.ledger_.request(len(rows), names or None, request_id, detail)
         except (TypeError, ValueError) as error:
@@ -237,6 +256,9 @@ BudgetExceededError
     def _recover(self, rows: TrainingRows) -> Queue:
         """Return the queue as the ledger has it: with what others, or an earlier process, added."""
         pending = {r: e for r, e in self.ledger_.pending().items() if self._ours(e)}
+        for request_id in [r for r, e in pending.items() if e.detail.get("amend")]:
+            del pending[request_id]
+            self.ledger_.failed(request_id, "the process ended before the correction: amend again")
         queue = {r: p for r, p in self.queue_.items() if r in pending}
         added = [r for r in pending if r not in queue]
         for request_id in added:
@@ -270,8 +292,25 @@ BudgetExceededError
                 f"requests {names[:5]} ({len(names)} in all) were released after this net was "
                 f"stored, as {self.ledger_!r} says: the ledger is of after, this net of before. "
                 "Its next release takes their rows out once more, and guarantees() composes both"
+                + self._about_corrections(queue)
             )
         return queue
+
+    def _corrections(self, queue: Queue) -> Queue:
+        """Return what in a queue repeats a correction, whose new rows are not known here."""
+        entries = {e.request_ids[0]: e for e in self._own_entries() if e.state == REQUESTED}
+        first = {r: entries[entries[r].detail.get("repeats", r)] for r in queue}
+        return {r: p for r, p in queue.items() if first[r].detail.get("amend")}
+
+    def _about_corrections(self, queue: Queue) -> str:
+        lost = _union(self._corrections(queue))
+        if not len(lost):
+            return ""
+        return (
+            f". {len(lost)} of these rows had been corrected, and what they became is in no "
+            "ledger: call amend again with these rows as they are here, before anything else, or "
+            "the release takes them out, and partial_fit can add the corrected ones"
+        )
 
     def _repeat(self, rows: TrainingRows, queue: Queue, missed: list[LedgerEntry]) -> Queue:
         """Queue once more what was released from this net after it was stored."""

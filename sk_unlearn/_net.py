@@ -207,7 +207,9 @@ class CertifiedNetMixin:
         names = tuple(name for name, p in self.module_.named_parameters() if p.requires_grad)
         return Setting(self.lam_, self.C_, size, self._n_outputs(), names)
 
-    def _problem(self, retained: Any, deleted: Any, refit: Any, noise: NoiseSource) -> Problem:
+    def _problem(
+        self, retained: Any, deleted: Any, refit: Any, noise: NoiseSource, corrected: Any = ()
+    ) -> Problem:
         return Problem(
             setting=self._setting(),
             module=self.module_,
@@ -222,6 +224,7 @@ class CertifiedNetMixin:
             seed=self._public_seed(),
             state=self.method_state_,
             verbose=self.verbose,
+            corrected=np.asarray(corrected, dtype=np.int64),
         )
 
     def _reference_vector(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from skorch import NeuralNet
 from skorch.utils import is_dataset
 from torch import nn
 
+from ._amend import AmendMixin
 from ._control import ControlMixin
 from ._data import BatchIterator, TensorDataset
 from ._fine_tuning import FineTuningMixin
@@ -31,6 +32,7 @@ from .modules import FeatureHead, LinearHead
 
 class CertifiedNeuralNet(
     UnlearningMixin,
+    AmendMixin,
     ControlMixin,
     PlanMixin,
     SavingMixin,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,18 @@ class TrainingRows:
         keep = np.ones(len(self), dtype=bool)
         keep[positions] = False
         return self.take(np.flatnonzero(keep))
+
+    def corrected(self, positions: np.ndarray, new: TrainingRows) -> TrainingRows:
+        """Return copies of all rows, those at `positions` with the content of `new`.
+
+        Ids, marks and the order stay.
+        """
+        rows = self.take(np.arange(len(self)))
+        rows.X[positions], rows.y[positions] = new.X, new.y
+        if rows.features is not None and new.features is not None:
+            rows.features.values[positions] = new.features.values
+            rows.features.error[positions] = new.features.error
+        return replace(rows, _hashes=[])
 
     def joined(self, other: TrainingRows) -> TrainingRows:
         """Append the rows of `other` that are not here yet, as multisets.

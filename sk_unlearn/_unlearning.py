@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,10 +105,12 @@ class UnlearningMixin(DeletionsMixin):
         delta: float,
         assumptions: tuple[Assumption, ...] = (),
         scope: tuple[str, ...] = (),
+        corrected: Any = (),
     ) -> dict[str, Any]:
         """Return what this net is after a release; it is not changed here."""
         noise = NoiseSource(self.noise_seed, self.n_releases_)
-        problem = self._problem(retained, deleted, lambda: self._refit(retained), noise)
+        refit = partial(self._refit, retained)
+        problem = self._problem(retained, deleted, refit, noise, corrected)
         outcome = self.method_.unlearn(problem, event)
         if not np.isfinite(outcome.parameters).all():
             raise ValueError(f"{self.method_!r} returned weights that are not finite")

@@ -42,3 +42,11 @@ class Assumption:
     status: Status
     statement: str
     evidence: str = ""
+
+
+CORRECTION = Assumption(
+    "correction",
+    Status.BY_CONSTRUCTION,
+    "the statement is against training on the corrected data: the same rows in the same order, "
+    "the rows in question with their new features and labels",
+)

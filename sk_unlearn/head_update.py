@@ -43,7 +43,11 @@ class SolvedHead:
 
 
 def delete(
-    solved: SolvedHead, retained: HeadRisk, deleted: HeadRisk, tol: float
+    solved: SolvedHead,
+    retained: HeadRisk,
+    deleted: HeadRisk,
+    tol: float,
+    added: HeadRisk | None = None,
 ) -> tuple[Minimum, int]:
     """Move to the optimum of `retained`; Anderson mixing of steps with the corrected factors.
 
@@ -55,6 +59,8 @@ def delete(
         Risks of the two sets of rows, with the same penalty.
     tol : float
         Gradient norm to be proved, rounding included.
+    added : HeadRisk, optional
+        Of those among the retained rows that the solved head has not seen (corrected ones).
 
     Returns
     -------
@@ -64,10 +70,14 @@ def delete(
     n_passes : int
         Passes over the retained rows.
     """
-    n_u, n_r = len(deleted.y), len(retained.y)
-    solve = _without_rows(solved, deleted, n_u + n_r)
-    W = solved.weights
-    points, steps = [W], [n_u / n_r * solve(deleted.gradient(W))]
+    n_u, n_r, W = len(deleted.y), len(retained.y), solved.weights
+    pull = n_u / n_r * deleted.gradient(W)
+    if added is None:
+        solve = _without_rows(solved, deleted, n_u + n_r)
+    else:  # a row bends the loss much as it did; under another label exactly so
+        pull -= len(added.y) / n_r * added.gradient(W)
+        solve = solved.factors.solve
+    points, steps = [W], [solve(pull)]
     exact = solved.factors.per_class or retained.loss.constant
     groups = len(W) if retained.loss.separable and exact else 1
     best = None

@@ -220,9 +220,8 @@ def _leak_assumptions(leaks: list[str]) -> tuple[Assumption, ...]:
     if not leaks:
         return ()
     statement = (
-        f"the pipeline steps {', '.join(leaks)} were fitted on the deleted rows and are released "
-        "as "
-        "they are; that this gives nothing away is not proved"
+        f"the pipeline steps {', '.join(leaks)} were fitted on the rows in question and are "
+        "released as they are; that this gives nothing away is not proved"
     )
     return (Assumption("preprocessing", Status.ASSUMED, statement),)
 
@@ -308,6 +307,38 @@ class UnlearningPipeline(Pipeline):
             y_r=y_r,
             allow_leaks=allow_leaks,
         )
+
+    @available_if(_last_can("amend"))
+    def amend(
+        self,
+        X_old: Any = None,
+        y_old: Any = None,
+        X_new: Any = None,
+        y_new: Any = None,
+        epsilon: float = 1.0,
+        delta: float = 1e-5,
+        *,
+        indices: Any = None,
+        sample_ids: Any = None,
+        allow_leaks: bool = False,
+    ) -> UnlearningPipeline:
+        """Correct rows as they go into this pipeline; see the net's ``amend``.
+
+        For `allow_leaks` see :func:`sk_unlearn.unlearn`.
+        """
+        net, steps, promise = _through(self, allow_leaks)
+        net.amend(
+            _transformed(X_old, steps, "X_old"),
+            y_old,
+            _transformed(X_new, steps, "X_new"),
+            y_new,
+            epsilon,
+            delta,
+            indices=indices,
+            sample_ids=sample_ids,
+            **promise,
+        )
+        return self
 
     @available_if(_last_can("request_deletion"))
     def request_deletion(

@@ -61,6 +61,25 @@ def test_the_first_step_needs_no_pass_and_removes_most_of_the_gradient():
     assert loose.bound < 0.1 * before
 
 
+def test_corrected_rows_are_in_the_first_step_too():
+    rng, k, lam = np.random.default_rng(0), 20, 1e-3
+    X = rng.normal(size=(2000, 10)).astype(np.float32)
+    numbers = (X @ rng.normal(size=(10, 3))).astype(np.float32)
+    for kind, y in (("squared", numbers), ("ovr", numbers.argmax(axis=1))):
+        changed = y.copy()
+        changed[:k] = y[:k] + 1 if kind == "squared" else (y[:k] + 1) % 3
+        solved = _solved(X, y, lam, kind, 3)
+        retained = _risk(X, changed, lam, kind, 3)
+        old, new = (_risk(X[:k], labels[:k], lam, kind, 3) for labels in (y, changed))
+        updated, n_passes = delete(solved, retained, old, 1e-6, new)
+        _, blind = delete(solved, retained, old, 1e-6)
+        assert updated.bound <= 1e-6 and n_passes <= blind - 3
+        if kind == "squared":
+            assert n_passes == 1  # other targets leave the Hessian as it is
+        exact = minimise(retained, retained.reference).weights
+        assert np.linalg.norm(updated.weights - exact) <= (updated.bound + 1e-11) / lam
+
+
 @pytest.mark.parametrize("max_bytes", [10 * 65 * 65 * 8 - 1, 65 * 65 * 8 - 1])
 def test_less_memory_means_one_shared_factor_or_none(max_bytes):
     solved = _solved(PIXELS, LABELS, 1e-2, "ovr", 10, max_bytes)

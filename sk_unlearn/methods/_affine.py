@@ -81,7 +81,8 @@ def solve(problem: Problem, tol: float) -> tuple[HeadRisk | LinearizedRisk, Mini
     if isinstance(risk, LinearizedRisk):
         return risk, minimise(risk, start, tol, verbose=problem.verbose, factors=factors), None
     if factors is not None and len(problem.deleted):
-        updated, n_passes = delete(solved, risk, risk_on(problem, problem.deleted), tol)
+        added = risk_on(problem, problem.added) if len(problem.corrected) else None
+        updated, n_passes = delete(solved, risk, risk_on(problem, problem.deleted), tol, added)
         if updated.bound <= tol:
             return risk, updated, n_passes
         start = updated.weights

@@ -112,9 +112,7 @@ def trained(method: Any, problem: Problem) -> Minimum:
     """Return what training kept, or train now on all rows, the deleted ones included."""
     if problem.state is not None:
         return problem.state
-    kept, gone = problem.retained, problem.deleted
-    rows = Rows(np.concatenate([kept.X, gone.X]), np.concatenate([kept.y, gone.y]))
-    return solve(method, problem, rows)
+    return solve(method, problem, problem.before())
 
 
 def check_row_norms(method: Any, rows: Rows) -> None:
@@ -135,12 +133,21 @@ def check_row_norms(method: Any, rows: Rows) -> None:
 
 
 def check_fraction(method: Any, problem: Problem) -> None:
-    """Refuse to delete more than was declared before the noise was chosen."""
+    """Refuse to delete, or to correct, more than was declared before the noise was chosen.
+
+    Correcting k of n rows moves the optimum by at most ``2 k L / (lam n)``: the two versions of a
+    row differ by at most 2 L in the gradient, the penalty not at all. That is covered where the
+    share ``2 k / n`` is at most the declared one.
+    """
     n_deleted, n_retained = len(problem.deleted), len(problem.retained)
+    if len(problem.corrected):
+        check_row_norms(method, problem.added)
+        n_deleted *= 2
     if Fraction(n_deleted, n_retained) > _largest_fraction(method):
+        what = "(twice the rows to correct)" if len(problem.corrected) else "rows to delete"
         raise DeletionRequestError(
-            f"{n_deleted} rows to delete for {n_retained} that stay is more than "
-            f"max_fraction={method.max_fraction:g}, for which the noise was chosen; delete fewer "
+            f"{n_deleted} {what} for {n_retained} that stay is more than "
+            f"max_fraction={method.max_fraction:g}, for which the noise was chosen; take fewer "
             "at a time, or fit with a larger max_fraction"
         )
 

@@ -73,14 +73,21 @@ class RidgeSums:
 
     def without(self, other: RidgeSums) -> RidgeSums:
         """Subtract the sums over rows that are counted here."""
-        gram, cross = self.gram - other.gram, self.cross - other.cross
+        return self._with(other, -1)
+
+    def plus(self, other: RidgeSums) -> RidgeSums:
+        """Add the sums over further rows."""
+        return self._with(other, 1)
+
+    def _with(self, other: RidgeSums, sign: int) -> RidgeSums:
+        gram, cross = self.gram + sign * other.gram, self.cross + sign * other.cross
         rounded = _heads.gamma(2)
         return RidgeSums(
             gram,
             cross,
             _heads.add_up(self.gram_error, other.gram_error, rounded * _heads.upper(gram)),
             _heads.add_up(self.cross_error, other.cross_error, rounded * _heads.upper(cross)),
-            self.n_rows - other.n_rows,
+            self.n_rows + sign * other.n_rows,
         )
 
     def solve(self, lam: float, reference: np.ndarray) -> tuple[np.ndarray, float]:
@@ -230,6 +237,10 @@ class Analytic(OneShotMethod):
             return GaussianRelease(sensitivity, None, "residual_distance", constants)
         return GaussianRelease(None, float(self.noise_std), "residual_distance")
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: (T17) is about what rows there are, not what they were."""
+        return None
+
     def prepare(self, problem: Problem) -> tuple[np.ndarray, RidgeSums]:
         """Sum over the rows and solve; keep the sums."""
         sums = RidgeSums.of(problem.retained, problem.setting.n_classes)
@@ -251,6 +262,8 @@ class Analytic(OneShotMethod):
             sums = problem.state
             if len(problem.deleted):
                 sums = sums.without(RidgeSums.of(problem.deleted, problem.setting.n_classes))
+            if len(problem.corrected):
+                sums = sums.plus(RidgeSums.of(problem.added, problem.setting.n_classes))
             weights, bound = self._solve(sums, problem)
         if not bound <= tol:
             passes = 1

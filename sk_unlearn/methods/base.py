@@ -54,6 +54,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.y)
 
+    def take(self, positions: np.ndarray) -> Rows:
+        """Return copies of some rows."""
+        features = None if self.features is None else self.features.take(positions)
+        return Rows(self.X[positions], self.y[positions], features)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -82,6 +87,9 @@ class Problem:
         What the method's ``prepare`` kept; None after a release.
     verbose : int
         Progress bars when above 0.
+    corrected : ndarray of shape (n_u,) or (0,)
+        For a correction: positions in `retained` of what the rows `deleted` became, in their
+        order. Empty for a deletion.
     """
 
     setting: Setting
@@ -97,6 +105,21 @@ class Problem:
     seed: int
     state: Any = None
     verbose: int = 0
+    corrected: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @property
+    def added(self) -> Rows:
+        """The rows that are there now and were not before: corrected ones."""
+        return self.retained.take(self.corrected)
+
+    def before(self) -> Rows:
+        """Return all rows as they were, the deleted ones included."""
+        kept, gone = self.retained, self.deleted
+        if not len(self.corrected):
+            return Rows(np.concatenate([kept.X, gone.X]), np.concatenate([kept.y, gone.y]))
+        X, y = kept.X.copy(), kept.y.copy()
+        X[self.corrected], y[self.corrected] = gone.X, gone.y
+        return Rows(X, y)
 
 
 @dataclass(frozen=True)
@@ -161,6 +184,10 @@ class UnlearningMethod(BaseEstimator, ABC):
     def prepare(self, problem: Problem) -> tuple[np.ndarray, Any]:
         """Return the trained weights and whatever makes the first deletion cheap."""
         return problem.parameters, None
+
+    def amend_obstacle(self) -> str | None:
+        """Return why corrected rows are not covered, or None for methods that cover them."""
+        return "its statement is about rows that leave, and says nothing of rows that come"
 
     @abstractmethod
     def event(self, setting: Setting) -> Event:

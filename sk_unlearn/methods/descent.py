@@ -102,6 +102,10 @@ class DescentToDelete(OneShotMethod):
         require_count("DescentToDelete", "iterations", self.iterations, at_least=0)
         _heads.check_head(self, module, criterion, setting)
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: k corrected rows of n move the optimum as 2 k / n deleted ones (T14)."""
+        return None
+
     def passes(self, setting: Setting, n_rows: int) -> float:
         """Return the passes over the retained rows that a release makes."""
         return float(self.iterations)

@@ -188,6 +188,10 @@ class GradientClipping(UnlearningMethod):
             return NoisyIterations(radii[0], **steps)
         return NoisyBlocks(radii, **steps)
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: (T4) is about any two starts in the ball."""
+        return None
+
     def passes(self, setting: Setting, n_rows: int) -> float:
         """Return the passes over the retained rows that a release makes, fine-tuning included."""
         n_steps = self.steps * len(self._radii(setting))

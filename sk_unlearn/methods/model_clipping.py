@@ -99,6 +99,10 @@ class ModelClipping(UnlearningMethod):
         sigma = None if self.noise_std is None else float(self.noise_std)
         return ModelClippingIterations(float(self.radius), int(self.steps), sigma)
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: (T5) is about any two starts."""
+        return None
+
     def passes(self, setting: Setting, n_rows: int) -> float:
         """Return the passes over the retained rows that a release makes, fine-tuning included."""
         return self.steps * min(self.batch_size, n_rows) / n_rows + self.finetune_epochs

@@ -152,6 +152,12 @@ class Newton(OneShotMethod):
                 )
         return problem.parameters, self._kept(problem.parameters)
 
+    def amend_obstacle(self) -> str | None:
+        """Refuse the influence form, whose gradient is that of the rows that leave."""
+        if self.gradient == "deleted":
+            return "gradient='deleted' leaves out the corrected rows; use gradient='retained'"
+        return None
+
     def _kept(self, weights: np.ndarray) -> np.ndarray | None:
         return weights if self.state == "secret" else None
 

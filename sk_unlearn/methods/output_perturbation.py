@@ -51,6 +51,10 @@ class OutputPerturbation(OneShotMethod):
         C = setting.C
         return GaussianRelease(bounds.ball_diameter(C), None, "ball_diameter", (("C", C),))
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: (T8) is about the ball, whatever the rows."""
+        return None
+
     def passes(self, setting: Setting, n_rows: int) -> float:
         """Return the passes over the retained rows that a release makes."""
         return float(self.finetune_epochs)

@@ -121,6 +121,13 @@ class PrivateTraining(UnlearningMethod):
             int(self.max_deletions),
         )
 
+    def amend_obstacle(self) -> str | None:
+        """Refuse: the training is over, and knows nothing of corrected rows."""
+        return (
+            "it does nothing after training, so the model would not learn the corrected rows; fit "
+            "again, on the corrected data"
+        )
+
     def passes(self, setting: Setting, n_rows: int) -> float:
         """Return the passes over the retained rows that a release makes: none."""
         return 0.0

@@ -134,6 +134,10 @@ class CertifiedRemoval(UnlearningMethod):
         """Announce a removal whose budget is open."""
         return ObjectivePerturbation(float(self.noise_std), None)
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: the step and its residual count the corrected rows too."""
+        return None
+
     def deletions_left(self, state: RemovalState | None, event: Event) -> int | None:
         """Return how many more rows the budget is good for, at what each cost so far."""
         if state is None or not state.n_removed or not state.residual:
@@ -206,11 +210,18 @@ class CertifiedRemoval(UnlearningMethod):
         deleted = _risk(problem, problem.deleted, problem.reference)
         n_u, n_r, W = len(problem.deleted), len(problem.retained), state.weights
         _, rounding, gradient = deleted.gradient_norm_bound(W)
+        lost = rounding + _heads.gamma(3) * _heads.upper(gradient)
+        if len(problem.corrected):
+            _heads.check_row_norms(self, problem.added)
+            added = _risk(problem, problem.added, problem.reference)
+            _, rounding, new = added.gradient_norm_bound(W)
+            gradient = gradient - new
+            lost += rounding + _heads.gamma(3) * (_heads.upper(new) + _heads.upper(gradient))
         pull = -n_u / n_r * gradient
         step, missed, products = _heads.newton_step(retained, W, pull, self.tol / 4, self.row_norm)
         constants = _heads.head_constants(self, problem.setting)
         moved = W + step
-        missed += n_u / n_r * (rounding + _heads.gamma(3) * _heads.upper(gradient))
+        missed += n_u / n_r * lost
         missed += _heads.gamma(1) * (constants.smoothness + retained.lam) * _heads.upper(moved)
         logits = retained.X @ step.T
         image = _heads.upper(logits) + _heads.gamma(W.shape[1]) * sqrt(n_r) * (

@@ -123,6 +123,10 @@ class Residual(OneShotMethod):
             return GaussianRelease(sensitivity, None, "residual_distance", constants)
         return GaussianRelease(None, float(self.noise_std), "residual_distance")
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: (T12) is about what rows there are, not what they were."""
+        return None
+
     def prepare(self, problem: Problem) -> tuple[np.ndarray, Any]:
         """Solve far beyond what a release needs; keep the solution and the Hessian's factors."""
         tol = self.tol / 10 if self.tol else problem.setting.lam * self.noise_std / 100

@@ -29,6 +29,10 @@ class Retrain(UnlearningMethod):
         """Announce an exact release."""
         return ExactRelease("trained from scratch on the retained rows")
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: it trains on what rows there are."""
+        return None
+
     def unlearn(self, problem: Problem, event: Event) -> Outcome:
         """Train from scratch."""
         module = problem.refit()

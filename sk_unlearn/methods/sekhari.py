@@ -100,6 +100,10 @@ class SekhariNewton(OneShotMethod):
             max(sensitivity, proved), None, "newton_steps_distance", tuple(constants.items())
         )
 
+    def amend_obstacle(self) -> str | None:
+        """Return None: k corrected rows of n move the optimum as 2 k / n deleted ones (T14)."""
+        return None
+
     def _best(self, constants: dict[str, float], lam: float) -> tuple[int, float]:
         """Return the number of steps and the bound, each step's own error included."""
         error, slope = constants["training_error"], constants["hessian_lipschitz"]
