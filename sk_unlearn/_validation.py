@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-import sys
 from collections.abc import Iterable
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -36,7 +36,7 @@ _NO_CLASS_WEIGHTS = (
 )
 _REASONS = {"class_weight": _NO_CLASS_WEIGHTS, "sample_weight": _NO_WEIGHTS}
 
-SMALLEST_DELTA = 1e-12
+SMALLEST_DELTA, LARGEST_EPSILON = 1e-12, 500.0
 
 METHODS = {
     "analytic": Analytic,
@@ -140,19 +140,21 @@ def check_guarantee(epsilon: float, delta: float) -> tuple[float, float]:
     Raises
     ------
     DeletionRequestError
-        If epsilon is not positive and finite, or delta not strictly between 0 and 1.
+        If epsilon is not in (0, 500], or delta not in [1e-12, 1): the noise as it is drawn ends at
+        36 standard deviations, and the accountants are tested so far.
     """
     for name, value in (("epsilon", epsilon), ("delta", delta)):
         if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or value != value:
             raise DeletionRequestError(f"{name}={value!r}; give a number")
-    if not 0 < epsilon <= sys.float_info.max:
+    if not 0 < epsilon < inf:
         raise DeletionRequestError(f"epsilon={epsilon!r}; give a finite number > 0, such as 1.0")
     if not 0 < delta < 1:
         raise DeletionRequestError(f"delta={delta!r}; give a number between 0 and 1, such as 1e-5")
-    if delta < SMALLEST_DELTA:
+    if epsilon > LARGEST_EPSILON or delta < SMALLEST_DELTA:
         raise DeletionRequestError(
-            f"delta={delta!r} is finer than the tails of the noise as it is drawn, which end at 9 "
-            f"standard deviations; ask for at least {SMALLEST_DELTA:g}"
+            f"epsilon={epsilon!r}, delta={delta!r} is beyond what the tails of the noise as it is "
+            f"drawn are held to; ask for epsilon <= {LARGEST_EPSILON:g} and delta >= "
+            f"{SMALLEST_DELTA:g}"
         )
     return float(epsilon), float(delta)
 

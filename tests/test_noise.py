@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from sk_unlearn._validation import LARGEST_EPSILON, SMALLEST_DELTA
+from sk_unlearn.accounting import gaussian_mu
 from sk_unlearn.noise import NoiseSource, grid_step
 
 SIGNIFICANCE = 1e-4  # of each test on a seeded stream: passes or fails for ever
 N = 200_000
+HALF = 2**63
 
 
-def fed(*words):
-    """Return what a source makes of given 64-bit words from the operating system."""
-    source = NoiseSource()
-    source._bytes = lambda n: np.array(words, dtype=np.uint64).tobytes()[:n]
+def fed(*words, then=()):
+    """Return what a source makes of given 64-bit words, and further ones where it asks for more."""
+    source, answers = NoiseSource(), iter([words, *then])
+    source._bytes = lambda n: np.array(next(answers, [HALF] * (n // 8)), dtype=np.uint64).tobytes()
     return source.gaussian(len(words), 1.0)
 
 
@@ -50,9 +53,37 @@ def test_a_word_becomes_the_normal_quantile_of_its_tail(word):
     (got,) = fed(word)
     tail = (Fraction(word >> 1) + Fraction(1, 2)) / 2**64
     true = quantile(tail) * (-1 if word & 1 else 1)
-    # 0.5 added to a 63-bit integer is lost above 2^53: half a unit of the tail, no more
+    # to 53 bits of the tail, whatever its size
     slack = abs(quantile(tail) - quantile(min(tail * (1 + Fraction(1, 2**53)), Fraction(1, 2))))
     assert abs(got - true) <= 1e-12 * abs(true) + 2 * slack
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**52).map(lambda k: 2 * k), words64, words64)
+def test_a_short_tail_goes_on_with_the_next_words(word, second, third):
+    (got,) = fed(word, then=[[second], [third]])
+    fraction = (Fraction(third) + Fraction(1, 2)) / 2**64 if second < 2**53 else Fraction(1, 2)
+    tail = (Fraction(word >> 1) + (second + fraction) / 2**64) / 2**64
+    with mpmath.workdps(50):
+        reached = mpmath.ncdf(mpmath.mpf(got)) * tail.denominator / tail.numerator
+        assert abs(reached - 1) <= 2**-51 + 1e-14 * got**2
+
+
+def broken_by(last, epsilon):
+    """Return what noise that ends at `last` adds to delta: its end is an impossible event."""
+    with mpmath.workdps(50):
+        return 2 * mpmath.exp(epsilon) * mpmath.ncdf(-mpmath.mpf(last))
+
+
+def test_the_noise_reaches_as_far_as_any_promise_that_can_be_asked_for():
+    source = NoiseSource()
+    source._bytes = bytes
+    (last,) = source.gaussian(1, 1.0)
+    assert broken_by(-last, LARGEST_EPSILON) <= 1e-12 * SMALLEST_DELTA
+    # where one word ended, a promise of (40, 1e-5) was broken twenty times over
+    one_word = float(quantile(Fraction(1, 2**65)))
+    mu = gaussian_mu(40.0, 1e-5)
+    assert broken_by(-one_word, 40.0) > 1e-5 and stats.norm.cdf(one_word + mu) > 20 * 1e-5
 
 
 @given(words64)
@@ -63,7 +94,7 @@ def test_the_lowest_bit_is_the_sign_and_nothing_else(word):
 
 def test_draws_go_beyond_what_float32_normals_reach():
     smallest = fed(0, 1)
-    assert smallest[0] == pytest.approx(float(quantile(Fraction(1, 2**65))), rel=1e-12)
+    assert smallest[0] == pytest.approx(float(quantile(Fraction(1, 2**65))), rel=1e-9)
     assert smallest[1] == -smallest[0] > 9.1
     beyond = [k for k in range(64) if abs(fed(1 << k)[0]) > 5.77]
     assert len(beyond) > 20
@@ -76,7 +107,7 @@ def test_a_smaller_tail_is_further_out(one, other):
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 2**20 - 1, 2**20, 2**20 + 3])
-def test_every_entry_has_its_own_eight_bytes(size):
+def test_every_entry_has_its_own_eight_bytes_and_the_far_ones_more(size):
     asked = []
 
     def counted(n):
@@ -87,7 +118,8 @@ def test_every_entry_has_its_own_eight_bytes(size):
     source._bytes = counted
     draws = source.gaussian(size, 1.0)
     assert draws.shape == (size,) and draws.dtype == np.float64
-    assert sum(asked) == 8 * size
+    more = sum(asked) - 8 * size
+    assert more % 8 == 0 and (more == 0 if size < 10 else more < 8 * size / 500)
     assert len(np.unique(draws)) >= size - 1
     assert np.all(np.isfinite(draws))
 
@@ -150,7 +182,23 @@ def test_without_a_seed_it_comes_from_the_operating_system(monkeypatch):
 
     monkeypatch.setattr(os, "urandom", urandom)
     draws = NoiseSource().gaussian(3, 1.0)
-    assert asked == [24] and np.all(draws == fed(0))
+    assert asked[0] == 24 and sum(asked) == 15 * 24
+    assert np.all(draws == draws[0]) and draws[0] < -36
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_process_draws_its_own():
+    source = NoiseSource()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, source.gaussian(4, 1.0).tobytes())
+        os._exit(0)
+    own = source.gaussian(4, 1.0)
+    other = np.frombuffer(os.read(reading, 32))
+    assert os.waitpid(child, 0)[1] == 0 and len(other) == 4
+    assert not np.any(own == other)
+    os.close(reading), os.close(writing)
 
 
 def test_without_a_seed_no_two_draws_are_equal():
