@@ -58,7 +58,8 @@ class Newton(OneShotMethod):
         What a later step starts from: the released weights, or (the paper's Algorithm 2) the
         un-noised ones, which are kept. Then every release has the (epsilon, delta) that was asked
         for, against retraining, and together they have what ``composed`` of the certificate says
-        (T19).
+        (T19). Not with ``bound="newton"``: that is a distance to the retrained model, and two
+        worlds that both step, from different un-noised points, can be further apart.
 
     Raises
     ------
@@ -132,6 +133,12 @@ class Newton(OneShotMethod):
                 raise NotApplicableError(
                     f"Newton(bound='newton') needs {', '.join(missing)}: constants that hold over "
                     "the whole ball, declared before any row is looked at; or use bound='ball'"
+                )
+            if self.state == "secret" and self.noise_std is None:
+                raise NotApplicableError(
+                    "Newton(bound='newton', state='secret'): the bound is the distance of a step "
+                    "to the retrained model (T9); from the second release on both worlds step, "
+                    "and nothing is proved of their distance (T19); use bound='ball'"
                 )
             if self.damping + self.lambda_min <= 0:
                 raise NotApplicableError(

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from sk_unlearn import CertifiedNeuralClassifier, Status
 from sk_unlearn.accounting import gaussian_epsilon, gaussian_mu
 from sk_unlearn.audit import audit_unlearning
+from sk_unlearn.bounds import newton_distance
 from sk_unlearn.exceptions import BudgetExceededError, DeletionRequestError, NotApplicableError
 from sk_unlearn.head_risk import HeadRisk
 from sk_unlearn.methods import Newton, Residual
@@ -187,6 +188,27 @@ def test_newtons_releases_have_what_was_asked_for_and_compose():
     expected = gaussian_epsilon(together, 1e-5)
     assert net.certificate_.composed == (pytest.approx(expected, rel=1e-9), 1e-5)
     assert any("deleted earlier" in text for text in net.certificate_.scope)
+
+
+def test_two_worlds_that_step_can_be_further_apart_than_a_step_is_from_retraining():
+    """(T19) may not compose (T9): ``F = lam/2 |z|^2 + M/6 Re z^3``, with starts on a triangle."""
+    M, lam, C = 0.01, 5.0, 1.0
+
+    def newton_step(z):
+        H = lam * np.eye(2) + M * np.array([[z.real, -z.imag], [-z.imag, -z.real]])
+        gradient = lam * z + M / 2 * np.conj(z**2)
+        step = np.linalg.solve(H, [gradient.real, gradient.imag])
+        return z - complex(*step)
+
+    # the optimum, 0, and both starts are on the circle of radius C around exp(i pi/6)
+    one, other = (newton_step(sqrt(3.0) * C * np.exp(1j * angle)) for angle in (0.0, np.pi / 3))
+    bound = newton_distance(C, M, damping=0.0, lambda_min=lam - 2 * M * C, gradient_bound=0.0)
+    assert abs(one) < bound and abs(other) < bound
+    assert abs(one - other) > 1.2 * bound
+    constants = {"hessian_lipschitz": M, "lambda_min": lam, "gradient_bound": 1.0}
+    net = newton(bound="newton", residual_tol=1e-3, **constants)
+    with pytest.raises(NotApplicableError, match="both worlds step"):
+        net.fit(X, y)
 
 
 def test_noise_by_hand_composes_to_nothing():
