@@ -25,6 +25,14 @@ def finite(value: Any) -> Any:
     return value
 
 
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object of these pairs; readers differ on which of two equal names counts."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"a name occurs twice among {[name for name, _ in pairs]}")
+    return record
+
+
 def _is(kind: type) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if type(value) is not kind:

@@ -16,7 +16,8 @@ SCOPE = (
     "someone who also holds a model released before this deletion",
     "requests that were chosen by looking at something released while the rows were present",
     "hyper-parameters, preprocessing, early stopping or classes chosen by looking at the rows",
-    "copies of the data kept elsewhere, and how long the deletion took",
+    "copies of the data or of the estimator kept elsewhere, and how long the deletion took",
+    "that a request was refused or failed, which can depend on the rows, and what was changed then",
     "the last bits of floating-point arithmetic: the statement is about real numbers, released on "
     "a fixed public grid",
 )

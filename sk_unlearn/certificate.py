@@ -11,11 +11,11 @@ from math import inf, isfinite, isinf, isnan
 from typing import Any
 
 from . import bounds
-from ._certificate_json import READ, finite
+from ._certificate_json import READ, finite, without_repetition
 from ._certificate_text import as_html, as_text
 from .accounting import compose, event_delta, event_mu, gaussian_delta, gaussian_epsilon
 from .assumptions import Assumption, Status
-from .events import Event, GaussianRelease, UncertifiedRelease
+from .events import Event, GaussianRelease, ObjectivePerturbation, UncertifiedRelease
 from .exceptions import CertificateError, SkUnlearnError
 
 FORMAT = "sk_unlearn certificate 1"
@@ -179,6 +179,8 @@ class Certificate:
             )
         if any(a.status is Status.REFUTED for a in self.assumptions) and isfinite(self.epsilon):
             raise CertificateError(f"epsilon = {self.epsilon} although an assumption is REFUTED")
+        if isinstance(self.event, ObjectivePerturbation) and self.formal:
+            raise CertificateError("an ObjectivePerturbation rests on an assumption, none is named")
         for name in ("sigma", "sensitivity"):
             written, recorded = getattr(self, name), getattr(self.event, name, None)
             if written != recorded:
@@ -280,7 +282,7 @@ class Certificate:
             If the text is not a certificate of this format.
         """
         try:
-            record = json.loads(text)
+            record = json.loads(text, object_pairs_hook=without_repetition)
             if record.pop("format") != FORMAT:
                 raise CertificateError(f"this version reads {FORMAT!r}")
             formal, audience = record.pop("formal"), record.pop("audience")

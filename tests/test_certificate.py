@@ -17,7 +17,13 @@ import sk_unlearn
 from sk_unlearn import bounds
 from sk_unlearn.accounting import calibrate, event_epsilon, event_mu
 from sk_unlearn.certificate import Assumption, Certificate, Status
-from sk_unlearn.events import Event, ExactRelease, GaussianRelease, UncertifiedRelease
+from sk_unlearn.events import (
+    Event,
+    ExactRelease,
+    GaussianRelease,
+    ObjectivePerturbation,
+    UncertifiedRelease,
+)
 from sk_unlearn.exceptions import CertificateError, UnknownEventError
 
 TOL, LAM = 1e-6, 1e-3
@@ -311,6 +317,15 @@ def test_a_field_of_the_wrong_kind_is_no_certificate(name, value):
         Certificate.from_json(json.dumps(json.loads(GAUSSIAN.to_json()) | {name: value}))
 
 
+@pytest.mark.parametrize("name", ["epsilon", "sigma", "formal", "status"])
+def test_a_name_that_occurs_twice_is_no_certificate(name):
+    """One reader takes the first, another the last."""
+    text = GAUSSIAN.to_json()
+    assert f'"{name}": ' in text
+    with pytest.raises(CertificateError, match="occurs twice"):
+        Certificate.from_json(text.replace(f'"{name}": ', f'"{name}": 0, "{name}": ', 1))
+
+
 @KINDS
 @given(data=st.data())
 def test_any_change_of_the_json_is_refused_or_still_a_sound_certificate(certificate, data):
@@ -417,6 +432,7 @@ TAMPERED = {
     "uncertified, epsilon finite": replace(UNCERTIFIED, epsilon=1e300),
     "uncertified, mu zero": replace(UNCERTIFIED, mu=0.0),
     "uncertified, sigma raised": replace(UNCERTIFIED, sigma=1e9),
+    "objective perturbation called formal": consistent(ObjectivePerturbation(1.0, 0.1)),
     "exact, with noise": replace(EXACT, sigma=1.0),
     "exact, mu missing": replace(EXACT, mu=None),
 }
