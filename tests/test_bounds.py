@@ -168,6 +168,34 @@ def test_descent_against_high_precision(L, smoothness, lam, iterations, error):
     assert bounds.descent_distance(L, smoothness, lam, 1, 50, iterations + 1, error) <= got
 
 
+@some
+@given(
+    sizes,
+    sizes,
+    powers_of_ten(-6, 0),
+    st.integers(0, 200),
+    st.integers(1, 30),
+    st.floats(0, 1),
+    st.floats(0, 1e-3),
+)
+def test_a_sequence_of_descents_against_high_precision(
+    L, smoothness, lam, iterations, releases, error, lost
+):
+    mp = pytest.importorskip("mpmath")
+    given_ = (L, smoothness, lam, 1, 50, iterations)
+    with mp.workdps(60):
+        beta = mp.mpf(smoothness) + mp.mpf(lam)
+        contraction = ((beta - mp.mpf(lam)) / (beta + mp.mpf(lam))) ** iterations
+        shift, errors = 2 * mp.mpf(L) / (mp.mpf(lam) * 50), [mp.mpf(error)]
+        for _ in range(releases):
+            errors.append(contraction * (errors[-1] + shift) + mp.mpf(lost))
+        truth = 2 * max(errors[1:])
+        got = bounds.descent_sequence_distance(*given_, releases, error, step_error=lost)
+        assert truth <= got <= truth * (1 + mp.mpf(10) ** -9) + mp.mpf(10) ** -300
+    assert got <= bounds.descent_sequence_distance(*given_, releases + 1, error, step_error=lost)
+    assert got >= bounds.descent_distance(*given_, error)
+
+
 def test_newton_steps_hurt_from_too_far():
     far = {
         "lipschitz": 1.0,

@@ -6,7 +6,13 @@ than what was proved. Floats in, float out: a certificate that records the name 
 its arguments can be recomputed by anyone. Numbers such as (T9) are those of the theory notes.
 """
 
-from .deletion import descent_distance, newton_steps_distance, one_newton_step, optimum_shift
+from .deletion import (
+    descent_distance,
+    descent_sequence_distance,
+    newton_steps_distance,
+    one_newton_step,
+    optimum_shift,
+)
 from .distances import ball_diameter, residual_distance, residual_tolerance
 from .features import feature_gradient_error
 from .heads import HeadConstants, head_constants
@@ -25,6 +31,7 @@ DISTANCES = frozenset(
     {
         "ball_diameter",
         "descent_distance",
+        "descent_sequence_distance",
         "newton_distance",
         "newton_error",
         "newton_steps_distance",
@@ -42,6 +49,7 @@ __all__ = [
     "certified_removal_residual",
     "computed_norm_bound",
     "descent_distance",
+    "descent_sequence_distance",
     "feature_gradient_error",
     "gradient_rounding_error",
     "head_constants",

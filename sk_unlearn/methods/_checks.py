@@ -30,3 +30,15 @@ def require_state(owner: str, state: Any) -> None:
     """Refuse a `state` that is neither "released" nor "secret"."""
     if state not in ("released", "secret"):
         raise NotApplicableError(f"{owner}(state={state!r}): choose 'released' or 'secret'")
+
+
+def require_horizon(owner: str, state: Any, horizon: Any) -> None:
+    """Refuse a secret state without a horizon, and a horizon without one."""
+    require_state(owner, state)
+    if state == "secret":
+        require_count(owner, "horizon", horizon, at_least=1)
+    elif horizon is not None:
+        raise NotApplicableError(
+            f"{owner}(horizon={horizon!r}): with state='released' nothing composes, and no "
+            "horizon is needed; leave it out, or use state='secret'"
+        )

@@ -108,11 +108,11 @@ def solve(method: Any, problem: Problem, rows: Rows) -> Minimum:
     return solution
 
 
-def trained(method: Any, problem: Problem) -> Minimum:
-    """Return what training kept, or train now on all rows, the deleted ones included."""
+def trained(method: Any, problem: Problem) -> np.ndarray:
+    """Return the weights that were kept, or train now on all rows, the deleted ones included."""
     if problem.state is not None:
         return problem.state
-    return solve(method, problem, problem.before())
+    return solve(method, problem, problem.before()).weights
 
 
 def check_row_norms(method: Any, rows: Rows) -> None:

@@ -7,14 +7,27 @@ from torch import nn
 
 from .. import bounds
 from ..assumptions import Assumption, Status
-from ..convex import Minimum
 from ..events import Event, GaussianRelease
 from ..exceptions import ToleranceNotReachedError
 from . import _heads
-from ._checks import require_count
+from ._checks import require_count, require_horizon
 from .base import OneShotMethod, Outcome, Problem, Setting
 
 _ROUNDING_SHARE = 2.0**-10
+_COVERED = {
+    "released": Assumption(
+        "what is covered",
+        Status.BY_CONSTRUCTION,
+        "the full internal state: no un-noised iterate is kept, and the next deletion starts from "
+        "the released weights and the rows that remain (T16, T18)",
+    ),
+    "secret": Assumption(
+        "what is covered",
+        Status.BY_CONSTRUCTION,
+        "the released models alone: the next deletion goes on from an un-noised iterate, which "
+        "stays secret (T16, T19)",
+    ),
+}
 
 
 class DescentToDelete(OneShotMethod):
@@ -27,12 +40,14 @@ class DescentToDelete(OneShotMethod):
     on no data. As ``1 - q`` is about ``2 lam / beta``, the number of steps that makes the noise
     small is about that of training: :class:`Residual` is cheaper.
 
-    The paper has two guarantees. One is for the published model alone: an un-noised iterate is
-    kept, later deletions go on from it, and whoever sees it sees the deleted rows. The other is
-    for the whole internal state, and costs more gradient steps. The certificate of this class is
-    of the second kind: what the estimator keeps is the noised model and the rows that are left. A
-    later deletion first trains that model to the training error again, which makes up for the
-    noise (T18).
+    The paper has two guarantees, and `state` says which one is meant. With "released" it is that
+    of the whole internal state: what the estimator keeps is the noised model and the rows that
+    are left, and a later deletion first trains that model to the training error again, which
+    makes up for the noise (T18). With "secret" it is that of the released models alone: the
+    un-noised iterate is kept and later deletions go on from it, without training in between;
+    whoever sees it sees the deleted rows, so that the certificate is not formal (T19). Either
+    world is then within ``e_{j+1} = q^I (e_j + shift)`` of the optimum after its j-th release,
+    the two at most twice that apart, and `horizon` releases compose.
 
     Applies to :class:`sk_unlearn.modules.LinearHead` anchored at zero, ``lam > 0``, on rows in a
     ball.
@@ -52,6 +67,11 @@ class DescentToDelete(OneShotMethod):
         Gradient norm that training reaches, in both worlds; Euclidean, of the mean objective,
         rounding error included. ``e_0 = tol / lam``. The rounding of the steps is allowed
         1/1024 of it.
+    state : {"released", "secret"}
+        What survives a release: the noised model, or also the un-noised iterate.
+    horizon : int or None
+        With ``state="secret"``: the most releases after fit, declared beforehand; (epsilon,
+        delta) is that of all of them together, whichever row was deleted when.
 
     Raises
     ------
@@ -65,8 +85,10 @@ class DescentToDelete(OneShotMethod):
     Notes
     -----
     Neel, Roth and Sharifi-Malvajerdi 2021. Differs from the paper: the noise is that of the exact
-    Gaussian accountant, and the model is solved to e_0 again, where the paper pays for the noise
-    of the carried iterate in delta and in steps.
+    Gaussian accountant. With ``state="released"`` the model is solved to e_0 again, where the
+    paper pays for the noise of the carried iterate in delta and in steps. With
+    ``state="secret"`` the guarantee counts all releases after a deletion, where the paper's is of
+    one of them.
 
     Examples
     --------
@@ -90,16 +112,21 @@ class DescentToDelete(OneShotMethod):
         row_norm: float = 1.4143,
         max_fraction: float = 0.1,
         tol: float = 1e-8,
+        state: str = "released",
+        horizon: int | None = None,
     ) -> None:
         self.iterations = iterations
         self.multi_class = multi_class
         self.row_norm = row_norm
         self.max_fraction = max_fraction
         self.tol = tol
+        self.state = state
+        self.horizon = horizon
 
     def check(self, module: nn.Module, criterion: nn.Module, setting: Setting) -> None:
         """Refuse what (T16) does not cover."""
         require_count("DescentToDelete", "iterations", self.iterations, at_least=0)
+        require_horizon("DescentToDelete", self.state, self.horizon)
         _heads.check_head(self, module, criterion, setting)
 
     def amend_obstacle(self) -> str | None:
@@ -115,24 +142,25 @@ class DescentToDelete(OneShotMethod):
         constants = _heads.shift_constants(self, setting)
         constants["loss_smoothness"] = _heads.head_constants(self, setting).smoothness
         constants["iterations"] = float(self.iterations)
-        proved = bounds.descent_distance(**constants)
         rounding = _heads.error_of(self.tol * _ROUNDING_SHARE, setting.lam)
-        return GaussianRelease(
-            _heads.add_up(proved, rounding, rounding),
-            None,
-            "descent_distance",
-            tuple(constants.items()),
-        )
+        if self.state == "secret":
+            constants |= {"releases": float(self.horizon), "step_error": rounding}
+            name = "descent_sequence_distance"
+            distance = bounds.descent_sequence_distance(**constants)
+        else:
+            name = "descent_distance"
+            distance = _heads.add_up(bounds.descent_distance(**constants), rounding, rounding)
+        return GaussianRelease(distance, None, name, tuple(constants.items()))
 
-    def prepare(self, problem: Problem) -> tuple[np.ndarray, Minimum]:
-        """Solve to the declared gradient norm."""
-        solution = _heads.solve(self, problem, problem.retained)
-        return _heads.inside_ball(solution.weights, problem), solution
+    def prepare(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+        """Solve to the declared gradient norm; keep the solution."""
+        W = _heads.solve(self, problem, problem.retained).weights
+        return _heads.inside_ball(W, problem), W
 
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Take the steps, also when no row is deleted."""
         _heads.check_fraction(self, problem)
-        W = _heads.trained(self, problem).weights
+        W = _heads.trained(self, problem)
         risk = _heads.head_risk(problem, problem.retained)
         smoothness = dict(event.constants)["loss_smoothness"]
         size = 2.0 / (smoothness + 2.0 * risk.lam)
@@ -158,8 +186,8 @@ class DescentToDelete(OneShotMethod):
             Assumption(
                 "training error",
                 Status.PROVED,
-                f"true gradient norm <= {self.tol:g} before the steps, rounding error included, "
-                "in both worlds (T16)",
+                f"true gradient norm <= {self.tol:g} at the end of training, rounding error "
+                "included, in both worlds (T16)",
             ),
             Assumption(
                 "steps",
@@ -168,12 +196,8 @@ class DescentToDelete(OneShotMethod):
                 f"each within {allowed:.3g} of the exact gradient (T16)",
                 f"within {rounding:.3g}",
             ),
-            Assumption(
-                "what is covered",
-                Status.BY_CONSTRUCTION,
-                "the full internal state: no un-noised iterate is kept, and the next deletion "
-                "starts from the released weights and the rows that remain (T16, T18)",
-            ),
+            _COVERED[self.state],
         )
         diagnostics = {"step_rounding": rounding, "step_size": size}
-        return Outcome(_heads.inside_ball(W, problem), event, assumptions, diagnostics)
+        kept = W if self.state == "secret" else None
+        return Outcome(_heads.inside_ball(W, problem), event, assumptions, diagnostics, state=kept)

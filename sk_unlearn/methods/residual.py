@@ -18,7 +18,7 @@ from ..events import Event, GaussianRelease
 from ..exceptions import NotApplicableError, ToleranceNotReachedError, UnlearningWarning
 from ..head_update import SolvedHead
 from . import _affine
-from ._checks import require_count, require_state
+from ._checks import require_horizon
 from .base import OneShotMethod, Outcome, Problem, Setting
 
 
@@ -101,14 +101,7 @@ class Residual(OneShotMethod):
             )
         if given is None or not 0 < given < inf:
             raise NotApplicableError(f"Residual({name}={given}): give a positive number")
-        require_state("Residual", self.state)
-        if self.state == "secret":
-            require_count("Residual", "horizon", self.horizon, at_least=1)
-        elif self.horizon is not None:
-            raise NotApplicableError(
-                f"Residual(horizon={self.horizon!r}): with state='released' nothing composes, and "
-                "no horizon is needed; leave it out, or use state='secret'"
-            )
+        require_horizon("Residual", self.state, self.horizon)
 
     @staticmethod
     def obstacle(module: nn.Module, criterion: nn.Module, setting: Setting) -> str | None:

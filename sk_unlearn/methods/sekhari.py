@@ -7,7 +7,6 @@ from torch import nn
 
 from .. import bounds
 from ..assumptions import Assumption, Status
-from ..convex import Minimum
 from ..events import Event, GaussianRelease
 from ..exceptions import ToleranceNotReachedError
 from ..head_risk import HeadRisk
@@ -117,15 +116,15 @@ class SekhariNewton(OneShotMethod):
         steps = int(np.argmin(distances))
         return steps, _heads.add_up(distances[steps], error)
 
-    def prepare(self, problem: Problem) -> tuple[np.ndarray, Minimum]:
-        """Solve to the declared gradient norm."""
-        solution = _heads.solve(self, problem, problem.retained)
-        return _heads.inside_ball(solution.weights, problem), solution
+    def prepare(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+        """Solve to the declared gradient norm; keep the solution."""
+        W = _heads.solve(self, problem, problem.retained).weights
+        return _heads.inside_ball(W, problem), W
 
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Step from the optimum of all rows; without deleted rows there is no step."""
         _heads.check_fraction(self, problem)
-        W = _heads.trained(self, problem).weights
+        W = _heads.trained(self, problem)
         steps = int(dict(event.constants)["steps"]) if len(problem.deleted) else 0
         residual = 0.0
         if steps:

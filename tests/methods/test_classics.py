@@ -13,6 +13,7 @@ from scipy.special import expit, softmax
 
 from sk_unlearn import CertifiedNeuralClassifier, bounds
 from sk_unlearn.exceptions import (
+    BudgetExceededError,
     DeletionRequestError,
     NotApplicableError,
     ToleranceNotReachedError,
@@ -133,7 +134,7 @@ def test_where_a_step_hurts_none_is_taken():
     net = _net(SekhariNewton(), 1e-3).fit(X, y)
     outcome = _center(net, [0])
     assert outcome.diagnostics == {"n_steps": 0, "residual_norm": 0.0}
-    np.testing.assert_array_equal(outcome.parameters, _heads.to_vector(net.method_state_.weights))
+    np.testing.assert_array_equal(outcome.parameters, _heads.to_vector(net.method_state_))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,6 +149,84 @@ def test_the_descent_is_gradient_descent(kind):
             W = W - 2 / (smoothness + 0.2) * _dense(W, X[keep], y[keep], 0.1, kind)[0]
         assert _distance(outcome, W) < 1e-7
     assert dict(outcome.event.constants)["iterations"] == 7
+
+
+def _released(net, indices, event):
+    """Return what a release would publish but for the noise, and the net after it."""
+    retained, deleted = net._split(*net._find_rows(None, None, indices, None))
+    outcome = net.method_.center(net._problem(retained, deleted, None, None), event)
+    net.rows_, net.method_state_ = retained, outcome.state
+    return outcome.parameters
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    lam=st.sampled_from([0.01, 0.1, 1.0]),
+    iterations=st.integers(0, 8),
+    when=st.integers(1, 4),
+)
+def test_secret_state_covers_every_release_of_a_sequence(seed, lam, iterations, when):
+    """A row leaves at one of four releases, or was never there; the others go alike."""
+    X, y = _rows(seed)
+    method = DescentToDelete(iterations, max_fraction=3 / 48, tol=1e-9, state="secret", horizon=4)
+    here, there = (_net(method, lam).fit(X[i:], y[i:]) for i in (0, 1))
+    event = method.event(here._setting())
+    gone = 0
+    for release in range(1, 5):
+        others = [0, 1]
+        first = [0] if release == when else []
+        kept = int(release < when)
+        rows = [*first, *(i + kept + len(first) for i in others)]
+        gap = _released(here, rows, event) - _released(there, others, event)
+        gone += len(first)
+        if gone:
+            np.testing.assert_array_equal(here.rows_.X, there.rows_.X)
+            assert np.linalg.norm(gap) <= event.sensitivity
+    written = getattr(bounds, event.bound)(**dict(event.constants))
+    assert written == event.sensitivity
+
+
+def test_secret_state_goes_on_from_the_un_noised_iterate_without_training():
+    X, y = _rows(3)
+    method = DescentToDelete(5, max_fraction=0.1, state="secret", horizon=3)
+    net = _net(method, 0.1).fit(X, y)
+    beta, W = dict(method.event(net._setting()).constants)["loss_smoothness"] + 0.1, None
+    W = net.method_state_
+    for left in (59, 58):
+        net.unlearn(indices=[0])
+        for _ in range(5):
+            W = W - 2 / (beta + 0.1) * _dense(W, X[-left:], y[-left:], 0.1, "ovr")[0]
+        np.testing.assert_allclose(net.method_state_, W, atol=1e-12)
+    certificate = net.certificate_
+    assert not certificate.formal and len(certificate.earlier_mu) == 1
+    assert certificate.composed[0] <= 1.0
+    (covered,) = [a for a in certificate.assumptions if a.name == "what is covered"]
+    assert "the released models alone" in covered.statement
+    net.unlearn(indices=[0])
+    with pytest.raises(BudgetExceededError):
+        net.unlearn(indices=[0])
+
+
+def test_the_guarantee_of_the_internal_state_keeps_no_iterate():
+    X, y = _rows(4)
+    net = _net(DescentToDelete(5, max_fraction=0.1), 0.1).fit(X, y).unlearn(indices=[0])
+    assert net.method_state_ is None and net.certificate_.formal
+    (covered,) = [a for a in net.certificate_.assumptions if a.name == "what is covered"]
+    assert "the full internal state" in covered.statement
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"state": "secret"}, "horizon=None"),
+        ({"horizon": 3}, "no horizon is needed"),
+        ({"state": "public"}, "state='public'"),
+    ],
+)
+def test_a_state_that_means_nothing_is_refused(parameters, message):
+    with pytest.raises(NotApplicableError, match=message):
+        _net(DescentToDelete(**parameters), 0.1).fit(*_rows(0))
 
 
 def test_more_steps_need_less_noise():

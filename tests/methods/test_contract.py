@@ -270,7 +270,7 @@ def test_nothing_of_the_deleted_rows_or_the_old_weights_stays_in_the_pickle(net)
     after = pickle.dumps(net)
     assert marked[7].tobytes() not in after
     assert old not in after
-    kept = [] if solution is None else vars(solution).values()
+    kept = getattr(solution, "__dict__", {"": solution}).values()
     for array in (value for value in kept if isinstance(value, np.ndarray)):
         assert array.tobytes() not in after
     assert len(net.history_) == 0
