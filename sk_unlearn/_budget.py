@@ -127,8 +127,10 @@ class BudgetMixin:
     def _may_repeat(self, event: Event, waiting: Collection[str]) -> bool:
         """Whether the budget allows to delete once more what an older copy of this net must."""
         epsilon, delta = self.fit_config_["budget"]
-        told = Chronicle(self._own_entries() if waiting else ())
-        for first in {told.first[request_id] for request_id in waiting} & told.served.keys():
+        details = [entry.detail for r, entry in self.ledger_.pending().items() if r in waiting]
+        again = {detail["repeats"] for detail in details if "repeats" in detail}
+        told = Chronicle(self._own_entries() if again else ())
+        for first in again & told.served.keys():
             together = (composed(told.about(first))[2], event_mu(event))
             mu = compose([inf if m is None else m for m in together])
             if not gaussian_delta(mu, epsilon) <= delta:

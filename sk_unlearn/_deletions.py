@@ -1,24 +1,17 @@
 """Deletion as a service: each request in the ledger before the work, each release before the swap.
 
 The order is ``requested`` (on disk), the work on a copy, ``released`` with its certificate (on
-disk), the new state of the net (in memory). A process that dies
+disk), the new state of the net (in memory). What a crash between them leaves is taken up by
+:mod:`sk_unlearn._recovery`.
 
-- before ``released`` leaves a request that is pending: whatever net is loaded next, the next
-  request or release finds its rows again and queues them;
-- after ``released`` leaves a net on disk that is older than its ledger: the next release takes
-  the rows out once more, under a request that names the one it repeats.
-
-The new rows of a correction are in no ledger: one that was cut off fails, and one that the net
-missed is repeated as a deletion of the rows as they were, unless it is asked for again first.
-
-Rows are found again by keyed digests (:mod:`sk_unlearn._row_names`). ``heard_`` is the head of
-the ledger up to which a net has taken in what happened; a release is recorded only if no other
-net with the same origin has released since.
+A release is recorded only if no other net with the same origin has released since. So several
+processes may serve copies of one net through one ledger: a request that one is about to serve
+looks to another like one that a crash left, and both may work on it, but only one records the
+release; the other gets a LedgerError, has changed nothing, and goes on from there.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -27,27 +20,17 @@ from uuid import uuid4
 
 import numpy as np
 
-from ._budget import BudgetMixin
 from ._interrupt import hold_interrupt
-from ._ledger_format import GENESIS, RELEASED, REQUESTED
-from ._row_names import find_rows, owners, row_names
+from ._ledger_format import GENESIS, RELEASED
+from ._recovery import Queue, RecoveryMixin, end_of, union
 from ._rows import TrainingRows
 from ._validation import check_additions, check_guarantee
 from .assumptions import Assumption
-from .certificate import Certificate
-from .exceptions import (
-    DeletionRequestError,
-    LedgerError,
-    SkUnlearnError,
-    UnknownRowError,
-    UnlearningWarning,
-)
-from .ledger import DeletionLedger, Head, LedgerEntry
-
-Queue = dict[str, list[int]]
+from .exceptions import DeletionRequestError, LedgerError, SkUnlearnError, UnknownRowError
+from .ledger import DeletionLedger
 
 
-class DeletionsMixin(BudgetMixin):
+class DeletionsMixin(RecoveryMixin):
     """``request_deletion`` and ``process_deletions``, and what a net does to its ledger."""
 
     def request_deletion(
@@ -83,7 +66,9 @@ class DeletionsMixin(BudgetMixin):
             Before fit.
         DeletionRequestError
             If the rows are malformed, not there (UnknownRowError), none at all, queued already,
-            the last of a class, or this net keeps none (``store_data=False``).
+            the last of a class, or this net keeps none (``store_data=False``); if the ledger
+            says that they were released from a later state of this net (one that was lost, or
+            another process has): then they are queued already, to be taken out of this one too.
         LedgerError
             If `request_id` was used before, or the ledger cannot be written.
 
@@ -111,9 +96,9 @@ class DeletionsMixin(BudgetMixin):
         _, positions = self._find_rows(X_u, y_u, indices, sample_ids)
         if not len(positions):
             raise DeletionRequestError("the request names no rows; name at least one")
-        queue = self._recover(rows)
+        queue = self._take_in(rows)
         positions = self._not_queued(rows, positions, queue, X_u is not None)
-        self._split(rows, _union(queue, positions))
+        self._split(rows, union(queue, positions))
         with hold_interrupt():
             new = self._record(rows.take(positions), sample_ids is not None, request_id)
             self.queue_ = queue | {new: positions.tolist()}
@@ -129,7 +114,9 @@ class DeletionsMixin(BudgetMixin):
     ) -> DeletionsMixin:
         """Serve all requests that wait, in one release; without any, do nothing.
 
-        Whatever fails leaves the requests queued and the net as it was.
+        Whatever fails leaves the requests queued and the net as it was. If another process
+        releases from a copy of this net meanwhile, through the same ledger, that is a LedgerError:
+        call again.
 
         Parameters
         ----------
@@ -157,7 +144,7 @@ BudgetExceededError
         queue = self._take_in(rows)
         if queue:
             self._hint()
-            split = self._split(rows, _union(queue))
+            split = self._split(rows, union(queue))
             asked = self._asked(epsilon, delta, queue)
             self._commit(queue, self._release(*split, *asked, assumptions, scope))
         return self
@@ -174,12 +161,12 @@ BudgetExceededError
         queue = self._take_in(rows)
         if self.rows_ is not None:
             positions = self._not_queued(rows, positions, queue, by_content)
-        elif len(_union(queue, positions)) > len(positions):
+        elif len(union(queue, positions)) > len(positions):
             raise DeletionRequestError(
                 f"the requests {list(queue)[:5]} wait in {self.ledger_!r} since an earlier process "
                 "ended: X_u must contain their rows too"
             )
-        split = self._split(rows, _union(queue, positions))
+        split = self._split(rows, union(queue, positions))
         epsilon, delta, *more = promise
         asked = self._asked(epsilon, delta, queue)
         release = partial(self._release, *split, *asked, *more)
@@ -199,14 +186,15 @@ BudgetExceededError
         what fails leaves it as it was. In a file it says so.
         """
         new, request = uuid4().hex, (rows, by_ids)
+        detail = {"amend": True} if amend else {}
         on_disk = self.ledger_.path is not None
         try:
             if on_disk:
-                self._record(*request, new, amend=amend)
+                self._record(*request, new, **detail)
             state = release()
             with hold_interrupt():
                 if not on_disk:
-                    self._record(*request, new, amend=amend)
+                    self._record(*request, new, **detail)
                 self._commit([*waiting, new], state)
         except BaseException as error:
             refused = isinstance(error, SkUnlearnError) and not isinstance(error, LedgerError)
@@ -227,119 +215,9 @@ BudgetExceededError
                         f"another process has released from this net since, as {self.ledger_!r} "
                         "says; nothing was released here. Call again, to go on from there"
                     )
-                end = _end(since, self.heard_)
+                end = end_of(since, self.heard_)
                 head = self.ledger_.released(ids, new["certificate_"], detail, after=end)
             vars(self).update(new, queue_={}, heard_=head)
-
-    def _record(
-        self,
-        rows: TrainingRows,
-        by_ids: bool,
-        request_id: str | None = None,
-        repeats: str | None = None,
-        amend: bool = False,
-    ) -> str:
-        """Record a request; in a file, with what finds its rows again."""
-        names: list[Any] = list(owners(rows))
-        if not by_ids and self.ledger_.path is not None:
-            names += row_names(rows)
-        detail: dict[str, Any] = {"model": self.model_id_, "by_ids": by_ids}
-        if repeats is not None:
-            detail["repeats"] = repeats
-        if amend:
-            detail["amend"] = True
-        try:
-            return self.ledger_.request(len(rows), names or None, request_id, detail)
-        except (TypeError, ValueError) as error:
-            raise DeletionRequestError(str(error)) from error
-
-    def _recover(self, rows: TrainingRows) -> Queue:
-        """Return the queue as the ledger has it: with what others, or an earlier process, added."""
-        pending = {r: e for r, e in self.ledger_.pending().items() if self._ours(e)}
-        for request_id in [r for r, e in pending.items() if e.detail.get("amend")]:
-            del pending[request_id]
-            self.ledger_.failed(request_id, "the process ended before the correction: amend again")
-        queue = {r: p for r, p in self.queue_.items() if r in pending}
-        added = [r for r in pending if r not in queue]
-        for request_id in added:
-            found = self._find(pending[request_id], rows, queue)
-            if len(found):
-                queue[request_id] = found.tolist()
-            else:
-                self.ledger_.failed(request_id, "none of its rows is among the training rows")
-        if self.rows_ is not None:
-            self.queue_ = queue
-        if added:
-            _warn(
-                f"requests {added[:5]} ({len(added)} in all) are in {self.ledger_!r}, but were not "
-                "served: this net is of before, and they are served by its next release"
-            )
-        return queue
-
-    def _take_in(self, rows: TrainingRows) -> Queue:
-        """Return what the next release must serve: what waits, and what this net missed."""
-        queue, since = self._recover(rows), self.ledger_.since(self.heard_)
-        missed = [e for e in since if e.state == RELEASED and self._ours(e)]
-        if missed:
-            mus = [Certificate.from_json(str(e.certificate)).proved_mu for e in missed]
-            names = [request_id for e in missed for request_id in e.request_ids]
-            with hold_interrupt():
-                queue = self._repeat(rows, queue, missed)
-                self.n_releases_ += len(missed)
-                self.release_mus_ = (*self.release_mus_, *mus)
-                self.heard_ = _end(since, self.heard_)
-            _warn(
-                f"requests {names[:5]} ({len(names)} in all) were released after this net was "
-                f"stored, as {self.ledger_!r} says: the ledger is of after, this net of before. "
-                "Its next release takes their rows out once more, and guarantees() composes both"
-                + self._about_corrections(queue)
-            )
-        return queue
-
-    def _corrections(self, queue: Queue) -> Queue:
-        """Return what in a queue repeats a correction, whose new rows are not known here."""
-        entries = {e.request_ids[0]: e for e in self._own_entries() if e.state == REQUESTED}
-        first = {r: entries[entries[r].detail.get("repeats", r)] for r in queue}
-        return {r: p for r, p in queue.items() if first[r].detail.get("amend")}
-
-    def _about_corrections(self, queue: Queue) -> str:
-        lost = _union(self._corrections(queue))
-        if not len(lost):
-            return ""
-        return (
-            f". {len(lost)} of these rows had been corrected, and what they became is in no "
-            "ledger: call amend again with these rows as they are here, before anything else, or "
-            "the release takes them out, and partial_fit can add the corrected ones"
-        )
-
-    def _repeat(self, rows: TrainingRows, queue: Queue, missed: list[LedgerEntry]) -> Queue:
-        """Queue once more what was released from this net after it was stored."""
-        entries = self._own_entries()
-        requests = {e.request_ids[0]: e for e in entries if e.state == REQUESTED}
-        first = {r: entry.detail.get("repeats", r) for r, entry in requests.items()}
-        known = [e for e in entries if e.state == RELEASED and e.sequence <= self.heard_.sequence]
-        done = {first[r] for entry in known for r in entry.request_ids}
-        done |= {first[r] for r in queue if first[r] != r}
-        for request_id in dict.fromkeys(first[r] for entry in missed for r in entry.request_ids):
-            if request_id not in done:
-                found = self._find(requests[request_id], rows, queue)
-                if len(found):
-                    new = self._record(rows.take(found), False, repeats=request_id)
-                    queue = queue | {new: found.tolist()}
-        if self.rows_ is not None:
-            self.queue_ = queue
-        return queue
-
-    def _find(self, request: LedgerEntry, rows: TrainingRows, queue: Queue) -> np.ndarray:
-        free = np.setdiff1d(np.arange(len(rows)), _union(queue))
-        found = find_rows(self.ledger_, request, rows, free)
-        if not len(found) and self.rows_ is None:
-            raise DeletionRequestError(
-                f"the rows of request {request.request_ids[0]!r} in {self.ledger_!r} must go too, "
-                "and cannot be found without the ids that fit was given: serve it with a net that "
-                "keeps its rows, or, if it waits, end it with ledger_.refused(request_id, reason)"
-            )
-        return found
 
     def _own_rows(self) -> TrainingRows:
         if self.rows_ is None:
@@ -353,24 +231,32 @@ BudgetExceededError
         self, rows: TrainingRows, positions: np.ndarray, queue: Queue, by_content: bool
     ) -> np.ndarray:
         """Return `positions`, or further copies of these rows where the first are queued."""
-        taken = np.isin(positions, _union(queue))
+        taken = np.isin(positions, union(queue))
         if not taken.any():
             return positions
         if by_content:
-            free = np.setdiff1d(np.arange(len(rows)), _union(queue))
+            free = np.setdiff1d(np.arange(len(rows)), union(queue))
             wanted = rows.take(positions)
             with suppress(UnknownRowError):
                 found = rows.take(free).find_content(wanted.X, wanted.y, self._label_names())
                 return free[found]
         by = [r for r, p in queue.items() if np.isin(p, positions).any()]
+        pending = self.ledger_.pending()
+        before = [pending[r].detail["repeats"] for r in by if "repeats" in pending[r].detail]
+        since = "queued already" + (
+            f", because requests {before[:5]} released them from a later state of this net,"
+            if before
+            else ","
+        )
         raise DeletionRequestError(
-            f"{int(taken.sum())} of these {len(positions)} rows are queued already, by the "
-            f"requests {by[:5]}; process_deletions() serves them"
+            f"{int(taken.sum())} of these {len(positions)} rows are {since} by the requests "
+            f"{by[:5]}; process_deletions() serves them"
         )
 
     def _freeze_setting(self) -> None:
-        queued = vars(self).get("queue_")
-        waiting = [r for r in queued if r in self.ledger_.pending()] if queued else []
+        fitted = "model_id_" in vars(self)
+        pending = self.ledger_.pending() if fitted else {}
+        waiting = [request_id for request_id, entry in pending.items() if self._ours(entry)]
         if waiting:
             raise DeletionRequestError(
                 f"requests {waiting[:5]} wait to be served, and fit would forget which rows they "
@@ -387,17 +273,3 @@ BudgetExceededError
         """Go on with an empty ledger in memory and no budget; for copies that are only tried."""
         config = self.fit_config_ | {"budget": None}
         vars(self).update(ledger_=DeletionLedger(), heard_=GENESIS, queue_={}, fit_config_=config)
-
-
-def _union(queue: Queue, positions: Any = ()) -> np.ndarray:
-    """Return all positions in a queue, and these, sorted and once each."""
-    parts = [np.asarray(p, dtype=np.int64) for p in (*queue.values(), positions)]
-    return np.unique(np.concatenate(parts))
-
-
-def _end(entries: list[LedgerEntry], before: Head) -> Head:
-    return Head(entries[-1].sequence, entries[-1].hash) if entries else before
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UnlearningWarning, stacklevel=5)

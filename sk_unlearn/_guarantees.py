@@ -103,23 +103,30 @@ class Chronicle:
         self.n_rows: dict[str, int] = {}
         self.first: dict[str, str] = {}
         self.releases: list[Promise] = []
+        sharing: dict[str, set[str]] = {}
         for entry in entries:
             if entry.state == REQUESTED:
                 (request_id,) = entry.request_ids
                 self.n_rows[request_id] = entry.n_rows
-                self.first[request_id] = entry.detail.get("repeats", request_id)
+                first = self.first[request_id] = entry.detail.get("repeats", request_id)
+                for other in entry.detail.get("shares", ()):
+                    sharing.setdefault(self.first[other], set()).add(first)
             elif entry.certificate is not None:
                 self.releases.append(Promise.from_entry(entry))
         self.served: dict[str, list[int]] = {}
         for place, release in enumerate(self.releases):
             for request_id in dict.fromkeys(self.first[r] for r in release.request_ids):
                 self.served.setdefault(request_id, []).append(place)
+        for request_id in sharing.keys() & self.served.keys():
+            places = [self.served[r] for r in (request_id, *sharing[request_id])]
+            self.served[request_id] = sorted(set().union(*places))
 
     def about(self, request_id: str) -> list[Promise]:
         """Return the releases that could tell something about the rows of a served request.
 
-        Those that served it or a repetition of it, and since the first of them those that
-        started from un-noised state. All others are post-processing (T18).
+        Those that served it, a repetition of it or another request for some of its rows, and
+        since the first of them those that started from un-noised state. All others are
+        post-processing (T18).
         """
         places = self.served[request_id]
         return [

@@ -245,15 +245,84 @@ def test_a_row_that_two_copies_asked_for_is_taken_out_for_both(path):
     assert left(one) == without(7, 8) and one.ledger_.state("ticket") == "released"
 
 
-def test_a_request_whose_rows_are_gone_fails_with_the_reason(path):
+def overtaken(net, monkeypatch, meanwhile, call):
+    """Let another process act after `net` has read the ledger, before it writes its request."""
+    request = DeletionLedger.request
+
+    def late(*arguments, **keywords):
+        patch.undo()
+        meanwhile()
+        return request(*arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeletionLedger, "request", late)
+        return call(net)
+
+
+@pytest.mark.parametrize("first", ["net", "other"])
+def test_two_that_ask_for_the_same_rows_at_the_same_moment(path, monkeypatch, first):
     net = fitted(path)
     other = pickle.loads(pickle.dumps(net))
-    net.unlearn(sample_ids=[0])
-    late = other.request_deletion(sample_ids=[0])
-    with pytest.warns(UnlearningWarning, match="were not served"):
-        net.process_deletions()
-    assert net.ledger_.state(late) == "failed"
-    assert list(net.ledger_)[-1].detail == "none of its rows is among the training rows"
+    late = overtaken(
+        other,
+        monkeypatch,
+        lambda: net.unlearn(sample_ids=[0]),
+        lambda net: net.request_deletion(sample_ids=[0]),
+    )
+    if first == "net":
+        with pytest.warns(UnlearningWarning, match="were not served"):
+            net.process_deletions()
+        assert net.ledger_.state(late) == "failed"
+        assert list(net.ledger_)[-1].detail == "none of its rows is among the training rows"
+    with pytest.warns(UnlearningWarning, match="were released after this net was stored"):
+        other.process_deletions()
+    assert left(net) == left(other) == without(0, 1, 2)
+    assert [g.n_composed for g in other.guarantees()] == ([2] if first == "net" else [2, 2])
+
+
+@pytest.mark.parametrize("how", NAMED)
+def test_rows_that_a_later_state_released_are_not_requested_anew(path, how):
+    request, gone = NAMED[how]
+    net = fitted(path)
+    stored = pickle.dumps(net)
+    again = {"sample_ids": [7]} if how == "ids" else {"indices": gone[-1:]}
+    net.request_deletion(**request, request_id="ticket")
+    net.process_deletions()
+    for ask in ("request_deletion", "unlearn"):
+        old = pickle.loads(stored)
+        message = r"queued already, because requests \['ticket'\] released them from a later state"
+        with pytest.warns(UnlearningWarning, match="is of before|net of before"):
+            with pytest.raises(DeletionRequestError, match=message):
+                getattr(old, ask)(**again)
+    old.process_deletions()
+    assert left(old) == without(*gone) and not old.ledger_.pending()
+    assert [(g.request_id, g.n_composed) for g in old.guarantees()] == [("ticket", 2)]
+
+
+def test_a_further_copy_of_a_released_row_can_be_requested_of_an_older_net(path):
+    net = fitted(path)
+    old = pickle.loads(pickle.dumps(net))
+    net.unlearn(X[:1], y[:1])  # one of five copies, of which three have this owner
+    with pytest.warns(UnlearningWarning, match="were released after this net was stored"):
+        old.request_deletion(X[:1], y[:1])
+    old.process_deletions()
+    assert old.n_rows_ == 148
+    assert [g.n_composed for g in old.guarantees()] == [2, 1]
+
+
+def test_fit_refuses_while_a_request_waits_in_the_ledger_alone(path, monkeypatch):
+    net = fitted(path)
+    stored = pickle.dumps(net)
+    net.request_deletion(indices=[7], request_id="ticket")
+    old = pickle.loads(stored)
+    before = pickle.dumps(old)
+    with pytest.raises(DeletionRequestError, match=r"'ticket'.* wait to be served"):
+        old.fit(X, y)
+    assert pickle.dumps(old) == before
+    with BEFORE:
+        old.process_deletions()
+    assert left(old) == without(7)
+    assert old.fit(X, y).n_rows_ == 150
 
 
 def test_without_the_key_a_net_of_before_is_refused_with_advice(path):
