@@ -60,6 +60,9 @@ class Risk(Protocol):
         Where the computed norm is above `tol`, it may stand for the bound.
         """
 
+    def sharpen(self) -> bool:
+        """Compute values and gradients more exactly from now on; return False if that is vain."""
+
     def hessian_product(self, W: np.ndarray) -> Map:
         """Return the map that multiplies with the Hessian at W."""
 
@@ -170,7 +173,10 @@ def minimise(
             smallest = min(smallest, norm)
             moved = _line_search(risk, W, value, gradient, step, smallest)
             if moved is None:
-                break
+                if not risk.sharpen():
+                    break
+                value, smallest = risk.value(W), inf
+                continue
             W, value = moved
             bar.update()
     return Minimum(W, bound, rounding, iteration, n_passes, factors)

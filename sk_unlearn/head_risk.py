@@ -135,6 +135,10 @@ class HeadRisk:
             mean_row_times_error=float(self._row_norms @ errors) / n,
         )
 
+    def sharpen(self) -> bool:
+        """Return False: everything is as exact as it gets."""
+        return False
+
     def curvature(self, W: np.ndarray) -> np.ndarray:
         """Return each row's curvature in each logit, (n, K): the Hessian's own if separable."""
         return self.loss.diagonal(self.X @ W.T)

@@ -2,8 +2,8 @@
 
 The same objective as everywhere, ``mean loss + lam/2 ||v - v_ref||^2``, for
 :class:`sk_unlearn.modules.Linearized`: convex in the offsets ``v``, since the logits are affine
-in them. Gradients are computed in float64, Hessian products in float32: those only choose the
-direction in which the solver looks, and its steps are judged in float64.
+in them. The solver looks for the optimum in float32, sums over chunks of rows in float64; where
+that is near enough, the gradient is computed again in float64, and its rounding error bounded.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class LinearizedRisk:
         self.shape = reference.shape
         reason = obstacle(model.network)
         self.doubt = None if reason is None else f"{type(model.network).__name__}: {reason}"
+        self._sharp = False
         self._logits: tuple[np.ndarray, np.ndarray] | None = None
 
     @cached_property
@@ -81,13 +82,19 @@ class LinearizedRisk:
         network = deepcopy(self.model.network).to(dtype)
         return Jacobian(network, self.model.names, self.X[::step], kept_bytes, chunk_rows)
 
+    def sharpen(self) -> bool:
+        """Use float64 from now on; return False if that was so already."""
+        sharper, self._sharp, self._logits = not self._sharp, True, None
+        return sharper
+
     def logits(self, v: np.ndarray) -> np.ndarray:
-        """Return the logits (n, K) at v, float64."""
-        if not v.any():
-            return self._exact.outputs.numpy()
+        """Return the logits (n, K) at v as float64 numbers, of float32 accuracy at first."""
         if self._logits is None or self._logits[0] is not v:
-            change = self._exact.times(torch.from_numpy(v))
-            self._logits = v, (self._exact.outputs + change).numpy()
+            jacobian = self._exact if self._sharp else self._fast
+            logits = jacobian.outputs.double()
+            if v.any():
+                logits += jacobian.times(torch.from_numpy(v))
+            self._logits = v, logits.numpy()
         return self._logits[1]
 
     def value(self, v: np.ndarray) -> float:
@@ -97,10 +104,8 @@ class LinearizedRisk:
 
     def gradient(self, v: np.ndarray) -> np.ndarray:
         """Return the gradient at v, mean over rows, penalty included."""
-        return self._gradient(self._exact, self.logits(v), v)
-
-    def _gradient(self, jacobian: Jacobian, logits: np.ndarray, v: np.ndarray) -> np.ndarray:
-        residuals = torch.from_numpy(self.loss.residuals(logits, self.y))
+        residuals = torch.from_numpy(self.loss.residuals(self.logits(v), self.y))
+        jacobian = self._exact if self._sharp else self._fast
         mean = jacobian.transposed(residuals).numpy() / len(self.y)
         return mean + self.lam * (v - self.reference)
 
@@ -131,6 +136,8 @@ class LinearizedRisk:
         if self.doubt is None:
             gradient, rounding = self._proved_gradient(v)
         if self.doubt is not None:
+            self.sharpen()
+            gradient = self.gradient(v)
             rounding = self._measured_rounding(v, gradient)
         norm = float(np.linalg.norm(gradient))
         return bounds.computed_norm_bound(norm, v.size, rounding), rounding, gradient
@@ -151,7 +158,7 @@ class LinearizedRisk:
         # three operations on each number, each within half a unit in its last place
         size = float(np.linalg.norm(mean) + np.linalg.norm(pull))
         penalty = 2.0 * np.finfo(float).eps * size + v.size * np.finfo(float).tiny
-        return mean + pull, data.error + penalty
+        return mean + pull, float(data.error + penalty)
 
     def _measured_rounding(self, v: np.ndarray, gradient: np.ndarray) -> float:
         """Return 10 times the difference of another order of summation, nothing kept."""
@@ -159,12 +166,13 @@ class LinearizedRisk:
             self.X.numpy()[::-1].copy(), self.y[::-1], self.model, self.lam, self.reference
         )
         backwards._exact = backwards._jacobian(torch.float64, 0, chunk_rows=97)
+        backwards.sharpen()
         return _SAFETY * float(np.linalg.norm(gradient - backwards.gradient(v)))
 
     def hessian_product(self, v: np.ndarray) -> Map:
         """Return the map ``u -> H(v) u`` on float64 vectors, computed in float32."""
         product = self._product(self._fast, self.logits(v))
-        return lambda u: product(torch.from_numpy(u).float()).double().numpy() + self.lam * u
+        return lambda u: product(torch.from_numpy(u)).numpy() + self.lam * u
 
     def _product(self, jacobian: Jacobian, logits: np.ndarray):
         curve = self.loss.curve(logits.astype(np.float32))
@@ -172,7 +180,7 @@ class LinearizedRisk:
 
         def product(u: torch.Tensor) -> torch.Tensor:
             curved = torch.from_numpy(curve(jacobian.times(u).numpy()))
-            return jacobian.transposed(curved).mul_(scale)
+            return jacobian.transposed(curved) * scale
 
         return product
 

@@ -90,15 +90,19 @@ class Jacobian:
         self._verify(module, names)
 
     def times(self, v: Tensor) -> Tensor:
-        """Return ``J(x_i) v`` for all rows, (n, K), for v (p,)."""
-        parts = unflatten(v, self._like)
+        """Return ``J(x_i) v`` for all rows, (n, K), for v (p,), in the module's dtype."""
+        parts = unflatten(v.to(self._dtype), self._like)
         with torch.no_grad():
             chunks = [self._forward(*self._shared(i), *parts)[0] for i in range(len(self._starts))]
         return torch.cat(chunks)[: len(self._X)]
 
     def transposed(self, r: Tensor) -> Tensor:
-        """Return the sum over rows of ``J(x_i)^T r_i``, (p,), for r (n, K)."""
-        total = torch.zeros(sum(p.numel() for p in self._like), dtype=self._dtype)
+        """Return the sum over rows of ``J(x_i)^T r_i``, (p,), for r (n, K).
+
+        Chunks are summed in float64, which the result is in.
+        """
+        total = torch.zeros(sum(p.numel() for p in self._like), dtype=torch.float64)
+        r = r.to(self._dtype)
         with torch.no_grad():
             for i, start in enumerate(self._starts):
                 part = _padded(r[start : start + self._chunk], self._chunk)

@@ -40,7 +40,7 @@ class NystromFactors:
         Parameters
         ----------
         product : callable
-            ``v -> A v`` on float32 vectors (p,), symmetric and positive semi-definite.
+            ``v -> A v`` on vectors (p,), symmetric and positive semi-definite.
         size, rank : int
             p, and how many products are spent.
         lam : float
@@ -57,7 +57,7 @@ class NystromFactors:
         """
         generator = torch.Generator().manual_seed(0)
         test = torch.linalg.qr(torch.rand(size, rank, generator=generator) - 0.5)[0]
-        image = torch.stack([product(column) for column in test.T], dim=1)
+        image = torch.stack([product(column).float() for column in test.T], dim=1)
         shift = float(torch.finfo(torch.float32).eps * torch.linalg.vector_norm(image) * rank)
         image.add_(test, alpha=shift)
         core = (test.T @ image).double()
