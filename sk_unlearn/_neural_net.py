@@ -27,7 +27,7 @@ from ._training import TrainingMixin
 from ._unlearning import UnlearningMixin
 from ._validation import check_fit_keywords
 from .methods import UnlearningMethod
-from .modules import FeatureHead, LinearHead
+from .modules import FeatureHead, LinearHead, Linearized
 
 
 class CertifiedNeuralNet(
@@ -213,12 +213,12 @@ class CertifiedNeuralNet(
     @torch.no_grad()
     def _check_output(self, rows: TrainingRows) -> None:
         self.module_.eval()
-        if isinstance(self.module_, LinearHead | FeatureHead):
+        if isinstance(self.module_, LinearHead | FeatureHead | Linearized):
             numbers = self.module_.multi_class == "squared"
             if numbers != is_regressor(self):
                 raise ValueError(
                     f"{type(self.module_).__name__} with multi_class={self.module_.multi_class!r} "
-                    f"is a head for {'numbers' if numbers else 'classes'}; {type(self).__name__} "
+                    f"is for {'numbers' if numbers else 'classes'}; {type(self).__name__} "
                     "needs "
                     + (
                         "LinearHead, RidgeHead, or another multi_class"

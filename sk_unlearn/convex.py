@@ -162,6 +162,8 @@ def minimise(
                 factors, precondition = fresh, fresh.solve
                 products = 0
             norm = float(np.linalg.norm(gradient))
+            if tol is not None and norm <= tol and risk.sharpen():
+                value, smallest = risk.value(W), inf
             goal = max(norm * min(0.1, max(norm, 1e-10)), norm * risk.product_accuracy)
             if tol is not None and norm > tol:
                 goal = max(goal, 0.3 * tol)

@@ -176,10 +176,10 @@ def head_residuals(y: np.ndarray | Tensor, multi_class: str) -> Residuals:
 
     Parameters
     ----------
-    y : array of shape (n,)
-        Class indices; for "ridge" also targets (n, K).
-    multi_class : {"ovr", "multinomial", "ridge"}
-        ``sigmoid(z) - y``, ``softmax(z) - y``, or ``z - y`` (targets +1 and -1).
+    y : array of shape (n,), or (n, K)
+        Class indices; for "squared" targets (n, K).
+    multi_class : {"ovr", "multinomial", "squared"}
+        ``sigmoid(z) - y``, ``softmax(z) - y``, or ``z - y``.
 
     Returns
     -------
@@ -191,14 +191,10 @@ def head_residuals(y: np.ndarray | Tensor, multi_class: str) -> Residuals:
     labels = torch.as_tensor(y)
 
     def evaluate(rows: slice, z: Bounded) -> Bounded:
-        chosen = labels[rows]
-        one_hot = chosen
-        if chosen.ndim == 1:
-            one_hot = nn.functional.one_hot(chosen.long(), z.value.shape[1]).double()
-        if multi_class == "ridge":
-            targets = one_hot if chosen.ndim > 1 else 2.0 * one_hot - 1.0
-            return z.plus(Bounded.exact(-targets))
+        if multi_class == "squared":
+            return z.plus(Bounded.exact(-labels[rows]))
         K = z.value.shape[1]
+        one_hot = nn.functional.one_hot(labels[rows].long(), K).double()
         if multi_class == "ovr":
             value = torch.sigmoid(z.value) - one_hot
             return Bounded(value, SLACK * (0.25 * z.error + 9.0 * UNIT))

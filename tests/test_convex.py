@@ -151,6 +151,47 @@ def test_a_loose_tolerance_costs_less(multi_class):
     assert minimise(risk, zero(risk), 1e9).n_iter == 0
 
 
+class Coarse(Recorder):
+    """Until it is sharpened, another risk stands in wherever nothing has to be proved."""
+
+    def __init__(self, risk, other, can_sharpen=True):
+        super().__init__(risk)
+        self.other, self.can_sharpen, self.sharpened = other, can_sharpen, 0
+
+    @property
+    def now(self):
+        return self.risk if self.sharpened else self.other
+
+    def value(self, W):
+        return self.now.value(W)
+
+    def gradient(self, W):
+        return self.now.gradient(W)
+
+    def gradient_norm_bound(self, W, tol=None):
+        gradient = self.gradient(W)
+        norm = float(np.linalg.norm(gradient))
+        return (norm, 0.0, gradient) if norm > tol else super().gradient_norm_bound(W, tol)
+
+    def sharpen(self):
+        self.sharpened += self.can_sharpen
+        return self.can_sharpen and self.sharpened == 1
+
+
+@BOTH
+@pytest.mark.parametrize("slip", [1e-3, 1e-7])
+def test_a_coarse_search_is_sharpened_where_the_proof_fails(multi_class, slip):
+    exact, other = make_risk(multi_class), make_risk(multi_class)
+    other.X = exact.X * (1 + slip)
+    found = minimise(Coarse(exact, other), zero(exact), 1e-10)
+    assert found.bound == exact.gradient_norm_bound(found.weights)[0] <= 1e-10
+    stuck = minimise(Coarse(exact, other, can_sharpen=False), zero(exact), 1e-10)
+    assert stuck.bound > 1e-10
+    good_enough = Coarse(exact, make_risk(multi_class))
+    assert minimise(good_enough, zero(exact), 1e-10).bound <= 1e-10
+    assert not good_enough.sharpened
+
+
 # ------------------------------------------------------------------ and says where it is
 
 

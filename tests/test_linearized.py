@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import pickle
 
+import mpmath as mp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits
 from sklearn.model_selection import GridSearchCV
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from sk_unlearn import CertifiedNeuralClassifier
+from sk_unlearn import CertifiedNeuralClassifier, CertifiedNeuralRegressor
 from sk_unlearn.convex import minimise
 from sk_unlearn.curvature.jacobian import Jacobian
 from sk_unlearn.exceptions import DeletionRequestError, NotApplicableError
 from sk_unlearn.head_risk import HeadRisk
-from sk_unlearn.linearized_risk import LinearizedRisk
+from sk_unlearn.linearized_risk import LinearizedRisk, _logits
 from sk_unlearn.methods import DescentToDelete, Residual
 from sk_unlearn.modules import MLP, Linearized, OneVsRestLoss
 
@@ -243,10 +246,89 @@ def test_value_gradient_and_hessian_are_autograds(name, multi_class):
     v = torch.from_numpy(0.3 * np.random.default_rng(1).normal(size=reference.shape))
     gradient = torch.func.grad(objective)(v).numpy()
     hessian = torch.func.hessian(objective)(v).numpy()
-    assert risk.value(v.numpy()) == pytest.approx(float(objective(v)), rel=1e-12)
-    assert np.allclose(risk.gradient(v.numpy()), gradient, rtol=1e-10, atol=1e-13)
     u = np.random.default_rng(2).normal(size=reference.shape)
-    assert np.allclose(risk.hessian_product(v.numpy())(u), hessian @ u, rtol=1e-4, atol=1e-4)
+    for accuracy, atol in ((1e-5, 1e-6), (1e-12, 1e-13)):
+        assert risk.value(v.numpy()) == pytest.approx(float(objective(v)), rel=accuracy)
+        assert np.allclose(risk.gradient(v.numpy()), gradient, rtol=100 * accuracy, atol=atol)
+        assert np.allclose(risk.hessian_product(v.numpy())(u), hessian @ u, rtol=1e-4, atol=1e-4)
+        assert risk.sharpen() == (accuracy == 1e-5)
+    assert torch.equal(risk._exact.outputs, base), "logits must not be added to the outputs"
+
+
+def two_layers(weights, v, x, target, multi_class):
+    """Return J(x)^T r of ``W2 relu(W1 x + b1) + b2`` by the book, in mpmath numbers."""
+    (W1, b1, W2, b2), (V1, c1, V2, c2) = weights, v
+    inner = W1 @ x + b1
+    active = np.array([int(a > 0) for a in inner])
+    hidden = active * inner
+    z = W2 @ hidden + b2 + V2 @ hidden + W2 @ (active * (V1 @ x + c1)) + c2
+    if multi_class == "squared":
+        r = z - target
+    elif multi_class == "ovr":
+        r = np.array([1 / (1 + mp.exp(-a)) - (k == target) for k, a in enumerate(z)])
+    else:
+        e = [mp.exp(a) for a in z]
+        r = np.array([a / sum(e) - (k == target) for k, a in enumerate(e)])
+    below = active * (W2.T @ r)
+    return [np.outer(below, x), below, np.outer(r, hidden), r]
+
+
+def as_mp(array):
+    return np.vectorize(mp.mpf, otypes=[object])(np.asarray(array, dtype=np.float64))
+
+
+@pytest.mark.parametrize("multi_class", ["ovr", "multinomial", "squared"])
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_true_gradient_is_within_the_proved_rounding(multi_class, seed):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    net = MLP(3, 3, hidden=(4,))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter *= 10.0 ** rng.uniform(-2, 2)
+    model = Linearized(net, multi_class)
+    X = (rng.standard_normal((6, 3)) * 10.0 ** rng.uniform(-3, 3)).astype(np.float32)
+    y = rng.integers(0, 3, 6)
+    if multi_class == "squared":
+        y = rng.standard_normal((6, 3)).astype(np.float32)
+    lam = 10.0 ** rng.uniform(-6, 1)
+    shapes = [o.shape for o in model.offsets]
+    p = sum(o.numel() for o in model.offsets)
+    reference, v = (rng.standard_normal(p) * 10.0 ** rng.uniform(-4, 4) for _ in range(2))
+    risk = LinearizedRisk(X, y, model, lam, reference)
+    bound, rounding, gradient = risk.gradient_norm_bound(v)
+    assert risk.doubt is None
+    with mp.workdps(60):
+        ends = np.cumsum([s.numel() for s in shapes])[:-1]
+        parts = [q.reshape(tuple(s)) for q, s in zip(np.split(as_mp(v), ends), shapes, strict=True)]
+        weights = [as_mp(w.detach().numpy()) for w in net.parameters()]
+        targets = as_mp(y) if multi_class == "squared" else y
+        rows = [
+            np.concatenate([g.ravel() for g in two_layers(weights, parts, x, t, multi_class)])
+            for x, t in zip(as_mp(X), targets, strict=True)
+        ]
+        true = sum(rows) / 6 + mp.mpf(lam) * (as_mp(v) - as_mp(reference))
+        away = mp.sqrt(sum(e**2 for e in as_mp(gradient) - true))
+        assert away <= rounding
+        assert mp.sqrt(sum(e**2 for e in true)) <= bound
+
+
+def test_a_rounding_that_is_not_proved_is_measured_far_to_the_safe_side():
+    """At least 1e4 times the error of float64, at most that of float32."""
+    module, X, y = build("attention", n=60)
+    model = Linearized(module)
+    v = 0.3 * np.random.default_rng(0).normal(size=sum(o.numel() for o in model.offsets))
+    risk = LinearizedRisk(X.numpy(), y.numpy(), model, 0.1, np.zeros_like(v))
+    assert "Attentive" in risk.doubt
+    bound, rounding, gradient = risk.gradient_norm_bound(v)
+    assert np.array_equal(gradient, risk._gradient(risk._exact, _logits(risk._exact, v), v))
+    J = dense_jacobian(module.double(), model.names, X.double()).numpy()
+    logits = module(X.double()).detach().numpy() + J @ v
+    residuals = 1 / (1 + np.exp(-logits)) - np.eye(3)[y.numpy()]
+    dense = np.einsum("nk,nkp->p", residuals, J) / 60 + 0.1 * v
+    assert 1e4 * np.linalg.norm(gradient - dense) < rounding < 1e-5
+    assert bound >= np.linalg.norm(gradient) + rounding
 
 
 def test_the_solver_finds_the_optimum_of_a_dense_model():
@@ -280,6 +362,39 @@ def test_deletion_lands_where_retraining_lands():
     again = method.center(other, event)
     assert np.linalg.norm(center.parameters - again.parameters) <= event.sensitivity
     assert np.linalg.norm(center.parameters) > 1e4 * event.sensitivity
+
+
+def test_a_regressor_is_ridge_on_the_jacobian():
+    X, y = load_diabetes(return_X_y=True)
+    X, y = (10 * X).astype(np.float32), (np.column_stack([y, -y]) / 300).astype(np.float32)
+    net = CertifiedNeuralRegressor(
+        Linearized, module__module=MLP, module__multi_class="squared", module__hidden=(6,),
+        lam=1e-3, C=1e4, random_state=0,
+    )  # fmt: skip
+    net.fit(X, y)
+    before = net.score(X, y)
+    net.unlearn(indices=np.arange(30))
+    assert net.certificate_.formal
+    model = net.module_
+    network, kept = model.network.double(), torch.as_tensor(X[30:]).double()
+    J = dense_jacobian(network, model.names, kept).numpy().reshape(2 * len(kept), -1)
+    target = (y[30:] - network(kept).numpy()).ravel()
+    n, p = len(kept), J.shape[1]
+    best = np.linalg.solve(J.T @ J / n + 1e-3 * np.eye(p), J.T @ target / n)
+    released = np.concatenate([o.detach().numpy().ravel() for o in model.offsets])
+    event = net.certificate_.event
+    assert np.abs(released - best).max() < event.sensitivity + 7 * event.sigma
+    assert np.abs(best).max() > 20 * event.sigma
+    assert before > 0.3
+
+
+def test_the_loss_belongs_to_the_kind_of_labels():
+    X, y = digits(60)
+    numbers = CertifiedNeuralRegressor(Linearized, module__module=MLP)
+    with pytest.raises(ValueError, match="'ovr' is for classes.*multi_class='squared'"):
+        numbers.fit(X, y.astype(float))
+    with pytest.raises(ValueError, match="'squared' is for numbers.*another multi_class"):
+        estimator(module__multi_class="squared").fit(X, y)
 
 
 def test_the_penalty_is_centred_at_the_initial_weights_whatever_the_anchor():

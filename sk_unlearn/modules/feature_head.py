@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from .networks import LinearHead
+from .networks import LinearHead, affine_criterion
 
 
 class FeatureHead(nn.Module):
@@ -102,7 +102,7 @@ class FeatureHead(nn.Module):
 
     def criterion(self) -> nn.Module:
         """Return the loss that belongs to `multi_class`."""
-        return LinearHead(1, 2, self.multi_class).criterion()
+        return affine_criterion(self.multi_class)
 
     def train(self, mode: bool = True) -> FeatureHead:
         """Switch the head; the frozen network stays in evaluation mode."""

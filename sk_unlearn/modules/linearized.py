@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..exceptions import NotApplicableError
-from .networks import OneVsRestLoss
+from .networks import affine_criterion
 
 
 class Linearized(nn.Module):
@@ -33,8 +33,9 @@ class Linearized(nn.Module):
         The network: logits (n, K), rows that do not see each other, no randomness. A class is
         given ``n_features_in``, ``n_classes`` and ``input_shape`` where its signature names them;
         an instance is copied.
-    multi_class : {"ovr", "multinomial"}
-        Independent binary log-losses, one for each class, or the softmax log-loss.
+    multi_class : {"ovr", "multinomial", "squared"}
+        Independent binary log-losses, one for each class, the softmax log-loss, or, for numbers
+        in place of classes, half the squared loss.
     layers : int or None
         Only the parameters of the last so many layers that have any (in the order in which the
         module defines them) get offsets; what lies below is frozen at ``w_0``. None: all.
@@ -93,8 +94,7 @@ class Linearized(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if multi_class not in ("ovr", "multinomial"):
-            raise ValueError(f"multi_class={multi_class!r}; choose 'ovr' or 'multinomial'")
+        affine_criterion(multi_class)
         self.multi_class = multi_class
         if isinstance(module, nn.Module):
             if options:
@@ -149,7 +149,7 @@ class Linearized(nn.Module):
 
     def criterion(self) -> nn.Module:
         """Return the loss that belongs to `multi_class`."""
-        return OneVsRestLoss() if self.multi_class == "ovr" else nn.CrossEntropyLoss()
+        return affine_criterion(self.multi_class)
 
     def train(self, mode: bool = True) -> Linearized:
         """Set the mode; the network stays in evaluation mode."""

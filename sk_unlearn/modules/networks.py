@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -86,6 +85,20 @@ class HalfSquaredLoss(nn.Module):
         return 0.5 * (outputs - y).square().sum() / len(y)
 
 
+def affine_criterion(multi_class: str) -> nn.Module:
+    """Return the convex loss of this name, for models that are affine in their weights."""
+    criteria = {
+        "ovr": OneVsRestLoss,
+        "multinomial": nn.CrossEntropyLoss,
+        "squared": HalfSquaredLoss,
+    }
+    if multi_class not in criteria:
+        raise ValueError(
+            f"multi_class={multi_class!r}; choose 'ovr' or 'multinomial', or for numbers 'squared'"
+        )
+    return criteria[multi_class]()
+
+
 class LinearHead(nn.Module):
     """One affine map from the features to a logit for each class.
 
@@ -114,19 +127,9 @@ class LinearHead(nn.Module):
     torch.Size([2, 3])
     """
 
-    _criteria: ClassVar = {
-        "ovr": OneVsRestLoss,
-        "multinomial": nn.CrossEntropyLoss,
-        "squared": HalfSquaredLoss,
-    }
-
     def __init__(self, n_features_in: int, n_classes: int, multi_class: str = "ovr") -> None:
         super().__init__()
-        if multi_class not in self._criteria:
-            raise ValueError(
-                f"multi_class={multi_class!r}; choose 'ovr' or 'multinomial', or for numbers "
-                "'squared'"
-            )
+        affine_criterion(multi_class)
         self.multi_class = multi_class
         self.linear = nn.Linear(n_features_in, n_classes)
         nn.init.zeros_(self.linear.weight)
@@ -134,7 +137,7 @@ class LinearHead(nn.Module):
 
     def criterion(self) -> nn.Module:
         """Return the loss that belongs to `multi_class`."""
-        return self._criteria[self.multi_class]()
+        return affine_criterion(self.multi_class)
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         """Return the logits (n, K); images are flattened."""
