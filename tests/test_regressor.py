@@ -408,9 +408,9 @@ def test_requests_that_are_wrong_are_named_and_change_nothing():
 
 @pytest.mark.parametrize("module", [LinearHead, RidgeHead])
 def test_heads_for_classes_are_refused_and_the_other_way_round(module):
-    with pytest.raises(ValueError, match=f"{module.__name__} with .* head for classes; .* Linear"):
+    with pytest.raises(ValueError, match=f"{module.__name__} with .* is for classes; .* Linear"):
         CertifiedNeuralRegressor(module).fit(X, Y)
-    with pytest.raises(ValueError, match="head for numbers.*needs LinearHead, RidgeHead"):
+    with pytest.raises(ValueError, match="is for numbers.*needs LinearHead, RidgeHead"):
         CertifiedNeuralClassifier(partial_regressor).fit(X, np.arange(300) % 2)
 
 
