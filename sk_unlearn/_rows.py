@@ -237,7 +237,11 @@ class TrainingRows:
 
     def count_duplicates(self, deleted: TrainingRows) -> int:
         """Count the rows here that are equal, in features and label or target, to a deleted row."""
-        return int(np.isin(self._keys(), deleted._keys()).sum())
+        keys, gone = self._keys(), np.unique(deleted._keys())
+        if not len(gone):
+            return 0
+        nearest = gone[np.minimum(np.searchsorted(gone, keys), len(gone) - 1)]
+        return int(np.sum(nearest == keys))
 
     def _row_hashes(self) -> np.ndarray:
         if not self._hashes:

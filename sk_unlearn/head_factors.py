@@ -40,7 +40,8 @@ class HeadFactors:
         per_class = n_classes * d * d * 8 <= max_bytes and not risk.loss.constant
         if not per_class:
             weights = weights.mean(axis=1, keepdims=True)
-        return cls(tuple(_factor(risk, column) for column in weights.T), per_class)
+        blocks = (risk.gram(column) for column in weights.T)
+        return cls(tuple(cholesky(block, risk.lam) for block in blocks), per_class)
 
     def solve(self, gradient: np.ndarray) -> np.ndarray:
         """Return the blocks' inverse times `gradient` (K, d + 1)."""
@@ -48,13 +49,6 @@ class HeadFactors:
             return cho_solve(self.factors[0], gradient.T, check_finite=False).T
         pairs = zip(self.factors, gradient, strict=True)
         return np.stack([cho_solve(f, g, check_finite=False) for f, g in pairs])
-
-
-def _factor(risk: HeadRisk, weights: np.ndarray) -> tuple:
-    scaled = risk.X * np.sqrt(weights)[:, None]
-    block = scaled.T @ scaled
-    block /= len(risk.y)
-    return cholesky(block, risk.lam)
 
 
 def cholesky(gram: np.ndarray, lam: float) -> tuple:

@@ -7,6 +7,7 @@ its parameters, and value, gradient and Hessian product are matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import inf, nextafter
 
 import numpy as np
@@ -16,6 +17,8 @@ from . import bounds
 from .head_factors import HeadFactors, cholesky
 from .logit_losses import LOSSES, Map
 
+_BLOCK_BYTES = 3 * 2**17
+_GRAM_ROWS = 4096
 _MAX_DIRECT = 4096
 _MAX_BYTES = 2**30
 _FACTOR_COST = 0.05
@@ -25,10 +28,15 @@ _FACTOR_COST = 0.05
 class HeadRisk:
     """Objective of a linear head on fixed rows (T12), all in float64.
 
+    A pass goes over blocks of rows, each turned to float64 where it is used: a block stays in
+    the cache for logits and gradient, and no second copy of the rows is kept. Rounding bounds
+    hold for sums in any order.
+
     Parameters
     ----------
     X : ndarray of shape (n, ...)
-        Features; flattened, and a constant column is appended for the bias.
+        Features, float32 or float64, not copied; flattened, and a constant column is appended
+        for the bias.
     y : ndarray of shape (n,), or (n, K)
         Class indices; targets for the squared loss.
     n_classes : int
@@ -56,35 +64,62 @@ class HeadRisk:
         multi_class: str,
         feature_error: np.ndarray | None = None,
     ) -> None:
-        flat = X.reshape(len(X), -1)
-        self.X = np.empty((flat.shape[0], flat.shape[1] + 1))
-        self.X[:, :-1] = flat
-        self.X[:, -1] = 1.0
+        self._features = X.reshape(len(X), -1)
         self.y = y
         self.lam = lam
         self.reference = reference
         self.multi_class = multi_class
         self.constants = bounds.head_constants(multi_class, n_classes)
         self.loss = LOSSES[multi_class]
-        self.shape = (n_classes, self.X.shape[1])
+        self.shape = (n_classes, self._features.shape[1] + 1)
         self.feature_error = feature_error
-        self._row_norms = np.sqrt(np.einsum("ij,ij->i", self.X, self.X))
+        self._row_norms: np.ndarray | None = None
+
+    @property
+    def X(self) -> np.ndarray:
+        """A float64 copy of the features with the constant column, (n, d + 1)."""
+        X = np.ones((len(self.y), self.shape[1]))
+        X[:, :-1] = self._features
+        return X
+
+    def blocks(self, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield slices of the rows and their part of :attr:`X`, valid until the next one."""
+        n, d = self._features.shape
+        size = size or max(64, _BLOCK_BYTES // (8 * (d + 1)))
+        buffer = np.ones((min(size, n), d + 1))
+        for start in range(0, n, size):
+            rows = slice(start, min(start + size, n))
+            block = buffer[: rows.stop - start]
+            block[:, :-1] = self._features[rows]
+            yield rows, block
 
     def value(self, W: np.ndarray) -> float:
         """Return the objective at W (K, d + 1)."""
-        loss = self.loss.values(self.X @ W.T, self.y)
-        return float(loss.mean() + 0.5 * self.lam * np.sum((W - self.reference) ** 2))
+        loss = sum(
+            float(self.loss.values(_logits(block, W), self.y[rows]).sum())
+            for rows, block in self.blocks()
+        )
+        return loss / len(self.y) + float(0.5 * self.lam * np.sum((W - self.reference) ** 2))
 
     def residuals(self, W: np.ndarray) -> np.ndarray:
         """Return the loss gradients in the logits (n, K)."""
-        return self.loss.residuals(self.X @ W.T, self.y)
+        return self._pass(W)[0]
 
     def gradient(self, W: np.ndarray) -> np.ndarray:
         """Return the gradient at W, mean over rows, penalty included."""
-        return self._gradient(W, self.residuals(W))
+        return self._pass(W)[1]
 
-    def _gradient(self, W: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-        return residuals.T @ self.X / len(self.y) + self.lam * (W - self.reference)
+    def _pass(
+        self, W: np.ndarray, norms: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return residuals and gradient; write the rows' norms into `norms` on the way."""
+        residuals, total = np.empty((self.shape[0], len(self.y))).T, np.zeros(self.shape)
+        for rows, block in self.blocks():
+            residuals[rows] = self.loss.residuals(_logits(block, W), self.y[rows])
+            total += residuals[rows].T @ block
+            if norms is not None:
+                norms[rows] = _norms(block)
+        return residuals, total / len(self.y) + self.lam * (W - self.reference)
 
     def gradient_norm_bound(
         self, W: np.ndarray, tol: float | None = None
@@ -101,9 +136,11 @@ class HeadRisk:
         gradient : ndarray of shape (K, d + 1)
             The computed gradient.
         """
-        residuals = self.residuals(W)
-        gradient = self._gradient(W, residuals)
-        mean_product = float(np.linalg.norm(residuals, axis=1) @ self._row_norms) / len(self.y)
+        unknown = np.empty(len(self.y)) if self._row_norms is None else None
+        residuals, gradient = self._pass(W, unknown)
+        self._row_norms = row_norms = self._row_norms if unknown is None else unknown
+        residual_norms = _norms(residuals)
+        mean_product = float(residual_norms @ row_norms) / len(self.y)
         rounding = bounds.gradient_rounding_error(
             n_rows=len(self.y),
             n_features=self.shape[1],
@@ -116,11 +153,11 @@ class HeadRisk:
             offset_norm=float(np.linalg.norm(W - self.reference)),
         )
         if self.feature_error is not None:
-            rounding = nextafter(rounding + self._feature_part(residuals, W), inf)
+            rounding = nextafter(rounding + self._feature_part(residual_norms, W), inf)
         norm = float(np.linalg.norm(gradient))
         return bounds.computed_norm_bound(norm, W.size, rounding), rounding, gradient
 
-    def _feature_part(self, residuals: np.ndarray, W: np.ndarray) -> float:
+    def _feature_part(self, residual_norms: np.ndarray, W: np.ndarray) -> float:
         n, errors = len(self.y), self.feature_error
         return bounds.feature_gradient_error(
             n_rows=n,
@@ -131,7 +168,7 @@ class HeadRisk:
             weights_norm=float(np.linalg.norm(W)),
             max_error=float(errors.max()),
             mean_error=float(errors.sum()) / n,
-            mean_residual_times_error=float(np.linalg.norm(residuals, axis=1) @ errors) / n,
+            mean_residual_times_error=float(residual_norms @ errors) / n,
             mean_row_times_error=float(self._row_norms @ errors) / n,
         )
 
@@ -141,22 +178,37 @@ class HeadRisk:
 
     def curvature(self, W: np.ndarray) -> np.ndarray:
         """Return each row's curvature in each logit, (n, K): the Hessian's own if separable."""
-        return self.loss.diagonal(self.X @ W.T)
+        return np.concatenate([self.loss.diagonal(_logits(block, W)) for _, block in self.blocks()])
 
     def hessian_product(self, W: np.ndarray) -> Map:
         """Return the map V -> H(W) V on arrays (K, d + 1)."""
-        curve = self.loss.curve(self.X @ W.T)
-        return lambda V: curve(self.X @ V.T).T @ self.X / len(self.y) + self.lam * V
+        curves = [self.loss.curve(_logits(block, W)) for _, block in self.blocks()]
+
+        def product(V: np.ndarray) -> np.ndarray:
+            total = np.zeros(self.shape)
+            for curve, (_, block) in zip(curves, self.blocks(), strict=True):
+                total += curve(_logits(block, V)).T @ block
+            return total / len(self.y) + self.lam * V
+
+        return product
+
+    def gram(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """Return the mean over rows of ``x x'``, each times its weight (n,) where there are any."""
+        total = np.zeros((self.shape[1],) * 2)
+        for rows, block in self.blocks(_GRAM_ROWS):
+            scaled = block if weights is None else block * np.sqrt(weights[rows])[:, None]
+            total += scaled.T @ scaled
+        total /= len(self.y)
+        return total
 
     def preconditioner(self) -> Map:
         """Return the inverse of ``beta X'X/n + lam I``, or of its diagonal for many features."""
         beta = self.constants.smoothness
         if self.shape[1] > _MAX_DIRECT:
-            scale = beta * np.einsum("ij,ij->j", self.X, self.X) / len(self.X) + self.lam
+            squares = sum(np.einsum("ij,ij->j", block, block) for _, block in self.blocks())
+            scale = beta * squares / len(self.y) + self.lam
             return lambda V: V / scale
-        gram = self.X.T @ self.X
-        gram *= beta / len(self.X)
-        factor = cholesky(gram, self.lam)
+        factor = cholesky(beta * self.gram(), self.lam)
         return lambda V: cho_solve(factor, V.T, check_finite=False).T
 
     @property
@@ -167,3 +219,11 @@ class HeadRisk:
     def factors(self, W: np.ndarray) -> HeadFactors | None:
         """Return the factors of the Hessian at W; None if they exceed 1 GiB."""
         return HeadFactors.at(self, W, _MAX_BYTES)
+
+
+def _logits(X: np.ndarray, W: np.ndarray) -> np.ndarray:
+    return (W @ X.T).T
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows))

@@ -104,11 +104,11 @@ def _without_rows(solved: SolvedHead, deleted: HeadRisk, n_rows: int):
         return factors.solve
     curvature = deleted.curvature(solved.weights)[:, : len(factors.factors)]
     shrink = (n_rows - len(deleted.y)) / n_rows
-    corrections = []
+    X, corrections = deleted.X, []
     for factor, weights in zip(factors.factors, curvature.T, strict=True):
         rows = np.argsort(-weights)[:_MAX_ROWS]
         rows = rows[weights[rows] > _MIN_CURVATURE]
-        V = deleted.X[rows] * np.sqrt(weights[rows] / n_rows)[:, None]
+        V = X[rows] * np.sqrt(weights[rows] / n_rows)[:, None]
         Z = cho_solve(factor, V.T, check_finite=False)
         corrections.append((V, np.linalg.solve(np.eye(len(rows)) - V @ Z, Z.T)))
     if not factors.per_class:

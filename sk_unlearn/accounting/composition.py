@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from math import inf
 
 from .._rounding import count, round_down, round_up, sqrt_up
@@ -129,6 +129,12 @@ def _(event: UncertifiedRelease, epsilon: float, delta: float) -> Event:
     return event
 
 
+@lru_cache(maxsize=128)
+def _largest_mu(epsilon: float, delta: float) -> float:
+    """Solve once for a guarantee that every release of a service asks for."""
+    return float(gaussian_mu(epsilon, delta))
+
+
 def _mu(event: GaussianRelease) -> float:
     if event.sensitivity is None or event.sigma is None:
         raise CalibrationError(f"{event!r} is incomplete: calibrate it first")
@@ -157,7 +163,7 @@ def _(event: GaussianRelease, epsilon: float, delta: float) -> Event:
         sigma = gaussian_sigma(event.sensitivity, epsilon, target)
         event = replace(event, sigma=float(sigma))
     elif event.sensitivity is None and event.sigma is not None:
-        sensitivity = float(gaussian_mu(epsilon, target)) * event.sigma
+        sensitivity = _largest_mu(epsilon, target) * event.sigma
         event = replace(event, sensitivity=sensitivity)
     require(event, epsilon, delta)
     return event
@@ -212,7 +218,7 @@ def calibrate_share(event: Event, epsilon: float, delta: float, releases: int) -
     if not isinstance(event, GaussianRelease):
         raise UnknownEventError(f"releases of {event!r} are not known to compose")
     root = sqrt_up(Fraction(count("releases", releases)))
-    mu = Fraction(float(gaussian_mu(epsilon, delta * _TARGET))) / root
+    mu = Fraction(_largest_mu(epsilon, delta * _TARGET)) / root
     if event.sigma is None and event.sensitivity is not None:
         event = replace(event, sigma=round_up(Fraction(event.sensitivity) / mu))
     elif event.sensitivity is None and event.sigma is not None:
