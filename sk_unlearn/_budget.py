@@ -9,6 +9,7 @@ from ._guarantees import Chronicle, Guarantees, composed
 from ._ledger_format import LedgerEntry
 from ._plan import announced
 from .accounting import compose, event_delta, event_mu, gaussian_delta, gaussian_mu
+from .bounds import TO_RETRAINED
 from .events import Event
 from .exceptions import BudgetExceededError
 
@@ -131,6 +132,8 @@ class BudgetMixin:
         again = {detail["repeats"] for detail in details if "repeats" in detail}
         told = Chronicle(self._own_entries() if again else ())
         for first in again & told.served.keys():
+            if getattr(event, "bound", None) in TO_RETRAINED:
+                return False
             together = (composed(told.about(first))[2], event_mu(event))
             mu = compose([inf if m is None else m for m in together])
             if not gaussian_delta(mu, epsilon) <= delta:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._ledger_format import REQUESTED, LedgerEntry
 from .accounting import compose, gaussian_epsilon
+from .bounds import TO_RETRAINED
 from .events import number, optional_number
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Guarantee:
     mu : float or None
         Gaussian-DP parameter, composed and rounded up; None where a release has none.
     formal : bool
-        Whether the certificates of all these releases are formal.
+        Whether the certificates of all these releases are formal and, if they are several, compose:
+        a distance to the retrained model does not (T19).
     release : int
         Which release since fit served it, from 1, as the ledger counts.
     n_composed : int
@@ -69,8 +71,9 @@ class Promise:
     ----------
     epsilon, delta, mu
         As in its certificate.
-    formal, secret : bool
-        Whether it is formal; whether it started from un-noised state.
+    formal, secret, composes : bool
+        Whether it is formal; whether it started from un-noised state; whether its distance is one
+        between any two worlds.
     request_ids : tuple of str
         Whom it served.
     """
@@ -80,6 +83,7 @@ class Promise:
     mu: float | None
     formal: bool
     secret: bool
+    composes: bool
     request_ids: tuple[str, ...]
 
     @classmethod
@@ -92,6 +96,7 @@ class Promise:
             optional_number(record["mu"]),
             record["formal"],
             record.get("state") == "secret",
+            record["event"].get("bound") not in TO_RETRAINED,
             entry.request_ids,
         )
 
@@ -145,8 +150,8 @@ class Chronicle:
             if key not in known:
                 known[key] = composed(group)
             epsilon, delta, mu = known[key]
-            formal = all(release.formal for release in group)
             n_rows, release, count = self.n_rows[request_id], places[0] + 1, len(group)
+            formal = all(r.formal and (r.composes or count == 1) for r in group)
             out.append(Guarantee(request_id, n_rows, epsilon, delta, mu, formal, release, count))
         return Guarantees(out)
 

@@ -211,6 +211,9 @@ class Certificate:
             raise CertificateError(f"state = {self.state!r} is neither 'released' nor 'secret'")
         if self.composed is None:
             raise CertificateError("un-noised state is kept, but composed says nothing")
+        bound = getattr(self.event, "bound", None)
+        if bound in bounds.TO_RETRAINED:
+            raise CertificateError(f"un-noised state is kept, but {bound} does not compose (T19)")
         try:
             needed = (
                 0.0

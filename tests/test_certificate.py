@@ -665,6 +665,16 @@ def test_a_changed_composition_is_found(changes, complaint):
         replace(certificate, **changes).verify()
 
 
+def test_a_distance_to_the_retrained_model_does_not_compose():
+    constants = {"C": 0.5, "hessian_lipschitz": 0.1, "damping": 0.0, "lambda_min": 1.0}
+    distance = bounds.newton_error(**constants)
+    event = GaussianRelease(distance, None, "newton_error", tuple(constants.items()))
+    event = calibrate(event, 1.0, 1e-5)
+    assert issue(event).epsilon == 1.0
+    with pytest.raises(CertificateError, match="newton_error does not compose"):
+        issue(event, state="secret", earlier_mu=(0.1,))
+
+
 def test_released_state_composes_nothing():
     with pytest.raises(CertificateError, match="are for state = 'secret'"):
         replace(GAUSSIAN, earlier_mu=(0.1,)).verify()

@@ -18,7 +18,7 @@ from sk_unlearn._budget import how_many
 from sk_unlearn._guarantees import Promise, composed
 from sk_unlearn.accounting import compose, gaussian_delta, gaussian_epsilon, gaussian_mu
 from sk_unlearn.exceptions import BudgetExceededError, CalibrationError, UnlearningWarning
-from sk_unlearn.methods import ModelClipping, Residual, Retrain
+from sk_unlearn.methods import DescentToDelete, ModelClipping, Residual, Retrain, SekhariNewton
 from sk_unlearn.modules import LinearHead
 
 X, y = load_iris(return_X_y=True)
@@ -119,12 +119,37 @@ def test_a_net_that_was_stored_before_composes_both_releases(tmp_path):
     assert (fresh.epsilon, fresh.release) == (0.5, 2)
 
 
+SMALL = X / np.linalg.norm(X, axis=1).max()
+
+
+@pytest.mark.parametrize("method", [SekhariNewton(), DescentToDelete(), Residual()])
+@pytest.mark.parametrize("budget", [None, (4.0, 1e-4)])
+def test_distances_to_the_retrained_model_are_not_composed_into_a_formal_promise(
+    tmp_path, method, budget
+):
+    net = CertifiedNeuralClassifier(
+        LinearHead, lam=1.0, method=method, ledger=tmp_path / "ledger.db", budget=budget
+    ).fit(SMALL, y)
+    stored = pickle.dumps(net)
+    assert net.unlearn(indices=[0]).guarantees()[0].formal
+    old, composes = pickle.loads(stored), isinstance(method, Residual)
+    with pytest.warns(UnlearningWarning, match="were released after"):
+        if budget and not composes:
+            with pytest.raises(BudgetExceededError):
+                old.unlearn(indices=[100])
+            return
+        old.unlearn(indices=[100])
+    again, fresh = old.guarantees()
+    assert again.n_composed == 2 and again.formal is composes
+    assert fresh.n_composed == 1 and fresh.formal
+
+
 numbers = st.floats(0.0, 5.0)
 
 
 @given(st.lists(st.tuples(numbers, st.floats(1e-9, 1e-3), st.none() | numbers), min_size=2))
 def test_composition_is_basic_without_a_mu_and_never_below_the_parts(parts):
-    promises = [Promise(e, d, mu, True, True, ()) for e, d, mu in parts]
+    promises = [Promise(e, d, mu, True, True, True, ()) for e, d, mu in parts]
     epsilon, delta, mu = composed(promises)
     if any(part[2] is None for part in parts):
         assert mu is None

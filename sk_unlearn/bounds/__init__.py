@@ -41,8 +41,15 @@ DISTANCES = frozenset(
 """The functions whose value is a distance between the two worlds' outputs: only these may stand
 behind the sensitivity of a release."""
 
+TO_RETRAINED = frozenset(
+    {"descent_distance", "newton_distance", "newton_error", "newton_steps_distance"}
+)
+"""Those of them that end at the retrained model. Where both worlds step, as in a sequence with
+un-noised state or a repeated deletion, the two can be further apart (T19)."""
+
 __all__ = [
     "DISTANCES",
+    "TO_RETRAINED",
     "HeadConstants",
     "ball_diameter",
     "certified_removal_budget",
