@@ -1,7 +1,6 @@
 """Numbers in, (epsilon, delta) out; always rounded to the safe side."""
 
 from . import composition_iterations as composition_iterations
-from . import composition_removal as composition_removal
 from . import published
 from .composition import (
     calibrate,

@@ -11,7 +11,14 @@ from functools import lru_cache, singledispatch
 from math import inf
 
 from .._rounding import count, round_down, round_up, sqrt_up
-from ..events import Event, ExactRelease, GaussianRelease, UncertifiedRelease
+from ..bounds import certified_removal_budget
+from ..events import (
+    Event,
+    ExactRelease,
+    GaussianRelease,
+    ObjectivePerturbation,
+    UncertifiedRelease,
+)
 from ..exceptions import CalibrationError, UnknownEventError
 from .gaussian import (
     gaussian_delta,
@@ -135,24 +142,33 @@ def _largest_mu(epsilon: float, delta: float) -> float:
     return float(gaussian_mu(epsilon, delta))
 
 
-def _mu(event: GaussianRelease) -> float:
-    if event.sensitivity is None or event.sigma is None:
+def _mu(event: GaussianRelease | ObjectivePerturbation) -> float:
+    """Return the mu of a Gaussian shift.
+
+    That of an objective perturbation, by its residual, rests on an assumption (T15), which a
+    certificate must carry: :class:`sk_unlearn.methods.CertifiedRemoval` says so.
+    """
+    if isinstance(event, GaussianRelease):
+        shift, noise = event.sensitivity, event.sigma
+    else:
+        shift, noise = event.residual, event.noise_std
+    if shift is None or noise is None:
         raise CalibrationError(f"{event!r} is incomplete: calibrate it first")
-    return float(sensitivity_mu(event.sensitivity, event.sigma))
+    return float(sensitivity_mu(shift, noise))
 
 
 @event_mu.register
-def _(event: GaussianRelease) -> float | None:
+def _(event: GaussianRelease | ObjectivePerturbation) -> float | None:
     return _mu(event)
 
 
 @event_delta.register
-def _(event: GaussianRelease, epsilon: float) -> float:
+def _(event: GaussianRelease | ObjectivePerturbation, epsilon: float) -> float:
     return float(gaussian_delta(_mu(event), epsilon))
 
 
 @event_epsilon.register
-def _(event: GaussianRelease, delta: float) -> float:
+def _(event: GaussianRelease | ObjectivePerturbation, delta: float) -> float:
     return float(gaussian_epsilon(_mu(event), delta))
 
 
@@ -165,6 +181,15 @@ def _(event: GaussianRelease, epsilon: float, delta: float) -> Event:
     elif event.sensitivity is None and event.sigma is not None:
         sensitivity = _largest_mu(epsilon, target) * event.sigma
         event = replace(event, sensitivity=sensitivity)
+    require(event, epsilon, delta)
+    return event
+
+
+@calibrate.register
+def _(event: ObjectivePerturbation, epsilon: float, delta: float) -> Event:
+    if event.residual is None:
+        mu = float(gaussian_mu(epsilon, delta * _TARGET if delta < 1 else delta))
+        event = replace(event, residual=certified_removal_budget(event.noise_std, mu))
     require(event, epsilon, delta)
     return event
 
