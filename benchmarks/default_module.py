@@ -3,9 +3,9 @@
 A linear head, the default MLP trained as the estimator trains it by default, and the same MLP
 linearised at its initialisation; scikit-learn's digits, breast cancer and wine, and rows of
 Adult. Mean over five stratified splits (30% for testing), for two values of lam; columns
-standardised on the training rows of each split, the same for all. Then 1% of the training rows are deleted at
-(1, 1e-5): by `Residual` from the convex ones, by retraining from the MLP. One thread, CPU
-seconds.
+standardised on the training rows of each split, the same for all. Then 1% of the training rows
+are deleted at (1, 1e-5): by `Residual` from the convex ones, by retraining from the MLP. One
+thread, CPU seconds.
 
     python benchmarks/default_module.py [--quick]
 
