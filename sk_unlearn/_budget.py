@@ -22,7 +22,8 @@ class BudgetMixin:
 
         With ``state="released"`` that is what its certificate says (T18); with
         ``state="secret"`` the releases since then compose, mu = sqrt(sum of mu_i^2), at the
-        deletion's delta (T19).
+        deletion's delta (T19). A row that comes back through ``partial_fit`` is a new one: of what
+        the model learns from it its earlier deletion says nothing.
 
         Returns
         -------

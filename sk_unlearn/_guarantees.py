@@ -70,7 +70,7 @@ class Promise:
     Parameters
     ----------
     epsilon, delta, mu
-        As in its certificate.
+        As in its certificate; no mu where epsilon is infinite, as after a refuted assumption.
     formal, secret, composes : bool
         Whether it is formal; whether it started from un-noised state; whether its distance is one
         between any two worlds.
@@ -90,10 +90,11 @@ class Promise:
     def from_entry(cls, entry: LedgerEntry) -> Promise:
         """Read it from the entry of a release."""
         record: dict[str, Any] = json.loads(entry.certificate or "")
+        epsilon = number(record["epsilon"])
         return cls(
-            number(record["epsilon"]),
+            epsilon,
             number(record["delta"]),
-            optional_number(record["mu"]),
+            None if epsilon == inf else optional_number(record["mu"]),
             record["formal"],
             record.get("state") == "secret",
             record["event"].get("bound") not in TO_RETRAINED,

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 Residuals = Callable[[slice, Bounded], Bounded]
+_OVERFLOW = "a feature or its rounding error is not finite; scale the rows down"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,10 @@ def features_with_error(
             output = _forward(layers, _read(X, rows))
             features.append(output.value.flatten(1).numpy())
             errors.append(output.row_norms()[1].numpy())
-    return np.concatenate(features), np.concatenate(errors)
+    error = np.concatenate(errors)
+    if not np.isfinite(error).all():
+        raise ValueError(_OVERFLOW)
+    return np.concatenate(features), error
 
 
 def linearised_gradient(
@@ -218,7 +222,7 @@ def _forward(layers: list[Layer], x: Bounded) -> Bounded:
     for layer in layers:
         x = layer.forward(x)
     if not bool(torch.isfinite(x.value).all() and torch.isfinite(x.error).all()):
-        raise ValueError("a feature or its rounding error is not finite; scale the rows down")
+        raise ValueError(_OVERFLOW)
     return x
 
 

@@ -17,8 +17,16 @@ from sk_unlearn import CertifiedNeuralClassifier
 from sk_unlearn._budget import how_many
 from sk_unlearn._guarantees import Promise, composed
 from sk_unlearn.accounting import compose, gaussian_delta, gaussian_epsilon, gaussian_mu
+from sk_unlearn.curvature import Exact
 from sk_unlearn.exceptions import BudgetExceededError, CalibrationError, UnlearningWarning
-from sk_unlearn.methods import DescentToDelete, ModelClipping, Residual, Retrain, SekhariNewton
+from sk_unlearn.methods import (
+    DescentToDelete,
+    ModelClipping,
+    Newton,
+    Residual,
+    Retrain,
+    SekhariNewton,
+)
 from sk_unlearn.modules import LinearHead
 
 X, y = load_iris(return_X_y=True)
@@ -142,6 +150,19 @@ def test_distances_to_the_retrained_model_are_not_composed_into_a_formal_promise
     again, fresh = old.guarantees()
     assert again.n_composed == 2 and again.formal is composes
     assert fresh.n_composed == 1 and fresh.formal
+
+
+@pytest.mark.filterwarnings("ignore::sk_unlearn.exceptions.UnlearningWarning")
+def test_a_refuted_release_promises_nothing_alone_nor_with_another(tmp_path):
+    constants = {"hessian_lipschitz": 1e-9, "lambda_min": 10.0, "gradient_bound": 10.0}
+    method = Newton(solver=Exact(), bound="newton", residual_tol=1.0, **constants)
+    net = fitted(method, max_epochs=1, ledger=tmp_path / "ledger.db")
+    stored = pickle.dumps(net)
+    assert net.unlearn(indices=[0]).certificate_.epsilon == inf
+    assert net.guarantees()[0].epsilon == inf
+    old = pickle.loads(stored).unlearn(indices=[100])
+    assert [g.epsilon for g in old.guarantees()] == [inf, inf]
+    assert old.guarantees()[0].n_composed == 2
 
 
 numbers = st.floats(0.0, 5.0)
