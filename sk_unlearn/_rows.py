@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ from .exceptions import DeletionRequestError, UnknownRowError
 from .frozen_features import Features
 
 _CHUNK = 4096
+_KEY = secrets.randbits(128)
 
 
 @dataclass(frozen=True)
@@ -268,11 +270,15 @@ def as_ids(sample_ids: Sequence[Any]) -> np.ndarray:
 
 
 def _row_hash(X: np.ndarray) -> np.ndarray:
-    """Return a 64-bit hash of each row: multiply-shift over its 32-bit words."""
+    """Return a 64-bit hash of each row: multiply-shift over its 32-bit words.
+
+    The weights are this process's own, so that nobody can prepare rows that collide with others:
+    such rows could not be told apart, and a request to delete one would fail.
+    """
     width = int(np.prod(X.shape[1:]))
     words = np.ascontiguousarray(X).reshape(len(X), width) + X.dtype.type(0)
     words = words.view(np.uint32)
-    weights = np.random.default_rng(20240721).integers(
+    weights = np.random.default_rng(_KEY).integers(
         1, 2**63, size=words.shape[1], dtype=np.uint64
     ) * np.uint64(2) + np.uint64(1)
     out = np.empty(len(X), dtype=np.uint64)

@@ -41,6 +41,9 @@ class SavingMixin:
         It is written to a temporary file, synchronised and renamed (mode 0600): a crash leaves
         the older file or the new one. Its SHA-256 shows damage. It is no signature: who can
         write the file can write the checksum.
+        The file is for the operator: it holds the operator's copy of the certificate, the entries
+        of a ledger in memory, and ``noise_seed``. For everybody else there are the weights,
+        ``module_.state_dict()``, and ``certificate_.to_json("public")``.
 
         Parameters
         ----------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
+import sys
 import tracemalloc
 from collections import Counter, defaultdict
 
@@ -410,3 +412,16 @@ def test_memory_is_linear_in_the_rows(equal):
     finally:
         tracemalloc.stop()
     assert peak < 600 * n, f"{peak / n:.0f} bytes for a row of {4 * d}"
+
+
+def test_each_process_hashes_in_its_own_way():
+    """Else whoever reads the program could prepare rows that are taken for others."""
+    spec = importlib.util.spec_from_file_location("sk_unlearn._rows_again", _rows.__file__)
+    again = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = again
+    try:
+        spec.loader.exec_module(again)
+    finally:
+        del sys.modules[spec.name]
+    X = np.ones((3, 4), dtype=np.float32)
+    assert not np.any(again._row_hash(X) == _rows._row_hash(X))
