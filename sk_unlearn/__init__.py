@@ -1,5 +1,8 @@
 """Certified machine unlearning for neural networks, as scikit-learn estimators."""
 
+from importlib import import_module
+from types import ModuleType
+
 from .certificate import Assumption, Certificate, Status
 from .estimator import CertifiedNeuralClassifier
 from .model_selection import make_unlearning_scorer
@@ -20,3 +23,10 @@ __all__ = [
     "make_unlearning_scorer",
     "unlearn",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a room that nothing else has imported, as scikit-learn does with its own."""
+    if name in ("audit", "datasets", "features", "preprocessing"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

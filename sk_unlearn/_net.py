@@ -18,6 +18,7 @@ from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from skorch.utils import is_dataset
 from torch import nn
 
+from ._tables import numbers_wanted
 from ._validation import check_hyperparameters, check_keywords
 from .constraint import Ball
 from .exceptions import NotApplicableError
@@ -86,7 +87,8 @@ class CertifiedNetMixin:
         self.check_is_fitted()
         if is_dataset(X):
             return X
-        X = validate_data(self, X, reset=False, dtype=np.float32, order="C", allow_nd=True)
+        with numbers_wanted(X):
+            X = validate_data(self, X, reset=False, dtype=np.float32, order="C", allow_nd=True)
         if X.shape[1:] != self.input_shape_:
             raise ValueError(
                 f"X has rows of the shape {X.shape[1:]}, but {type(self).__name__} was fitted on "

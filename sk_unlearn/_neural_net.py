@@ -23,6 +23,7 @@ from ._net import CertifiedNetMixin
 from ._plan import PlanMixin
 from ._rows import TrainingRows, as_ids
 from ._saving import SavingMixin
+from ._tables import numbers_wanted
 from ._training import TrainingMixin
 from ._unlearning import UnlearningMixin
 from ._validation import check_fit_keywords
@@ -180,9 +181,9 @@ class CertifiedNeuralNet(
                 f"X is a {type(X).__name__}; torch Datasets are not supported, because rows must "
                 "be stored and found again: pass arrays"
             )
-        X, y = validate_data(
-            self, X, y, reset=reset, dtype=np.float32, order="C", allow_nd=True, multi_output=True
-        )
+        kind = {"dtype": np.float32, "order": "C", "allow_nd": True}
+        with numbers_wanted(X):
+            X, y = validate_data(self, X, y, reset=reset, multi_output=True, **kind)
         y = self._encode_targets(y, reset=reset, **targets)
         if reset:
             self.input_shape_ = X.shape[1:]

@@ -257,6 +257,8 @@ class TrainingRows:
 def as_ids(sample_ids: Sequence[Any]) -> np.ndarray:
     """Return ids as a one-dimensional array of numbers or strings that compares and sorts."""
     kinds = {type(i) for i in sample_ids} if isinstance(sample_ids, list | tuple) else set()
+    if isinstance(sample_ids, str | bytes):
+        raise ValueError(f"sample_ids={sample_ids!r} is one id; give a list: [{sample_ids!r}]")
     ids = np.asarray(sample_ids)
     if ids.dtype == object:
         kinds = {type(i) for i in ids.ravel()}

@@ -166,7 +166,9 @@ use_caching, torch_load_kwargs, **kwargs
         unseen = np.setdiff1d(y, self.classes_)
         if len(unseen):
             raise ValueError(
-                f"y contains labels not seen before: {unseen[:5].tolist()}; declare classes="
+                f"y contains labels not seen before: {unseen[:5].tolist()}; they are "
+                f"{self.classes_[:10].tolist()}{' ...' * (len(self.classes_) > 10)}, and others "
+                "must be declared at the first fit: classes="
             )
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
@@ -175,7 +177,7 @@ use_caching, torch_load_kwargs, **kwargs
         if len(found) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 classes; the data contain one class: "
-                f"{found.tolist()}"
+                f"{found.tolist()}; declare classes= if the rows of others come later"
             )
         self.classes_inferred_ = found
         self.classes_declared_ = declared is not None

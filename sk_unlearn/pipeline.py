@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from sklearn.base import MetaEstimatorMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import FeatureUnion, Pipeline
@@ -183,6 +184,13 @@ def _net_and_steps(estimator: Any) -> tuple[Any, list[tuple[str, Any]]]:
         own = [(name, step) for name, step in estimator.steps[:-1] if step not in _NOTHING]
         return net, own + inner
     if not hasattr(estimator, "unlearn"):
+        if isinstance(estimator, MetaEstimatorMixin) and not hasattr(estimator, "refit"):
+            raise NotApplicableError(
+                f"{type(estimator).__name__} has no unlearn: whatever it fitted on the rows, "
+                "models, weights or thresholds, carries the deleted ones; take them out of the "
+                "data and fit it again, or unlearn from a net that stands alone, in a Pipeline or "
+                "in a search"
+            )
         raise NotApplicableError(
             f"{type(estimator).__name__} has no unlearn; the last step must be a net of sk_unlearn "
             "(for a search: refit=True, and fitted)"

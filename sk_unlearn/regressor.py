@@ -96,8 +96,14 @@ warm_start, verbose, device, compile, use_caching, torch_load_kwargs, **kwargs
                 f"y has the shape {given.shape}; give one number (n,) or k numbers (n, k) for "
                 "each row"
             )
-        with np.errstate(over="ignore"):
-            targets = given.astype(np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                targets = given.astype(np.float32)
+        except ValueError as error:
+            raise ValueError(
+                f"y contains {given.ravel()[0]!r}, and a regressor learns numbers; use "
+                "CertifiedNeuralClassifier for labels"
+            ) from error
         if not np.isfinite(targets).all():
             worst = given[~np.isfinite(targets)].ravel()[0]
             raise ValueError(f"y contains {worst!r}, which is not finite as float32; scale y")

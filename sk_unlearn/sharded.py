@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from ._rows import TrainingRows, as_ids
 from ._sharded_certificate import certify
 from ._sharded_rows import find_rows, hashed_buckets, refuse_unservable
+from ._tables import numbers_wanted
 from ._validation import check_additions
 from .assumptions import Assumption
 
@@ -260,8 +261,10 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     def _validated(self, X: Any, y: Any, reset: bool) -> Any:
         kind = {"dtype": [np.float64, np.float32], "order": "C", "allow_nd": True}
         if y is None and not reset:
-            return validate_data(self, X, reset=False, **kind)
-        X, y = validate_data(self, X, y, reset=reset, multi_output=False, **kind)
+            with numbers_wanted(X):
+                return validate_data(self, X, reset=False, **kind)
+        with numbers_wanted(X):
+            X, y = validate_data(self, X, y, reset=reset, multi_output=False, **kind)
         y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         return X, y
