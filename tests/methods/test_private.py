@@ -231,6 +231,20 @@ def test_a_row_without_a_finite_gradient_counts_as_zero_and_touches_no_other(pro
     np.testing.assert_allclose(with_it, without, rtol=1e-5, atol=1e-7)
 
 
+def test_a_row_moves_the_sum_by_no_more_than_the_norm_it_is_clipped_to(problem):
+    """Among rows that make a float32 sum round up where that row is, and not where it is not."""
+    unit = 2.0**-14  # of float32 from 2^9 on, where each of 8 sums that are kept at once gets to
+    ones, small = torch.ones(2**12), torch.full((8 * round(1 / (1.5 * unit)),), 1.5 * unit)
+    rows = torch.cat([ones, small])[:, None]
+    with_it, without = (private.clipped_sums([g.double()], 1.0)[0] for g in (rows, rows[1:]))
+    assert with_it - without == 1.0
+    # in float32 the difference was 1.333 with the routine that summed here before
+    assert torch.ones(len(rows)) @ rows != with_it
+    sums = private._ClippedSums(problem, 1.0)
+    with pytest.raises(NotApplicableError, match="lower sample_rate"):
+        sums(np.zeros(37), np.zeros(private._MOST_ROWS + 1, dtype=int))
+
+
 def test_rows_are_sampled_independently_at_the_declared_rate(problem):
     chosen = np.zeros((4000, len(X)))
     for step, rows in enumerate(private._poisson_samples(problem, 0.13, 4000)):
