@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..exceptions import UnlearningWarning
+from .unfolded import Unfolded
 
 aten = torch.ops.aten
 
@@ -95,8 +96,15 @@ class SplitProduct:
             for p in parameters
         ]
 
+        on_cpu = X.device.type == "cpu"
+        convolutions = Unfolded() if on_cpu else contextlib.nullcontext()
+
+        def loss(parameters: Sequence[Tensor], X: Tensor, y: Tensor) -> Tensor:
+            with convolutions:
+                return batch_loss(parameters, X, y)
+
         def hessian_product(*args: Tensor) -> list[Tensor]:
-            loss_gradient = grad(lambda p: batch_loss(p, args[count], args[count + 1]))
+            loss_gradient = grad(lambda p: loss(p, args[count], args[count + 1]))
             return vjp(loss_gradient, list(args[:count]))[1](list(args[count + 2 :]))[0]
 
         traced = hessian_product
@@ -104,9 +112,10 @@ class SplitProduct:
             traced = vmap(hessian_product, in_dims=(None,) * count + (0,) * (count + 2))
         turned = X.flip(len(lead)), y.flip(len(lead))  # verified below on other rows than traced
         with double_backward():
-            module = make_fx(torch.func.functionalize(traced, remove="mutations"))(
-                *parameters, *turned, *vectors
-            )
+            inputs = *parameters, *turned, *vectors
+            module = make_fx(traced)(*inputs)
+            if any(_mutates(node) for node in module.graph.nodes):
+                module = make_fx(torch.func.functionalize(module, remove="mutations"))(*inputs)
         self._first, self._second = _cut(module, count + 2)
         self._verify(batch_loss, parameters, X, y, vectors, n_batches)
 
@@ -170,6 +179,11 @@ def try_split(module: nn.Module, *args: Any, **kwargs: Any) -> SplitProduct | No
     return None
 
 
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
 def _cut(module: fx.GraphModule, n_shared: int) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Split a graph after its first `n_shared` inputs: what only they reach, and the rest."""
     graph = module.graph
@@ -185,10 +199,12 @@ def _cut(module: fx.GraphModule, n_shared: int) -> tuple[fx.GraphModule, fx.Grap
     results = list(output.args[0])
     second = {node for node in body if node in reached} | {output}
     shared = [n for n in inputs[:n_shared] + first if any(user in second for user in n.users)]
-    return (
-        _extract(module, inputs[:n_shared], first, shared),
-        _extract(module, shared + inputs[n_shared:], [n for n in body if n in second], results),
+    of_vectors = _extract(
+        module, shared + inputs[n_shared:], [n for n in body if n in second], results
     )
+    _accumulate(of_vectors.graph)
+    of_vectors.recompile()
+    return _extract(module, inputs[:n_shared], first, shared), of_vectors
 
 
 def _extract(
@@ -204,6 +220,34 @@ def _extract(
     return fx.GraphModule(module, graph)
 
 
+def _accumulate(graph: fx.Graph) -> None:
+    """Let matrix products add to what their results are added to."""
+    for node in graph.nodes:
+        if node.target is not torch.add or node.kwargs:
+            continue
+        for total, other in (node.args, node.args[::-1]):
+            product = other.args[0] if other.target is torch.reshape else other
+            if product.target not in _PRODUCTS or len(product.users) + len(other.users) > 2:
+                continue
+            if total.meta["val"].shape != node.meta["val"].shape:
+                continue
+            fresh = total.target in _FRESH and len(total.users) == 1
+            node.target = _add_product if fresh else _with_product
+            node.args = (total, *product.args)
+            break
+    graph.eliminate_dead_code()
+
+
+def _with_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return _add_product(total.clone(memory_format=torch.contiguous_format), a, b)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    flat = total.view(*a.shape[:-1], b.shape[-1])
+    _ = flat.addmm_(a, b) if a.ndim == 2 else flat.baddbmm_(a, b)
+    return total
+
+
 def _drop_no_ops(graph: fx.Graph) -> None:
     """Remove the views and sums that change nothing: half of what a trace under vmap holds."""
     for node in graph.nodes:
@@ -216,6 +260,8 @@ def _same_as(node: fx.Node) -> fx.Node | None:
     source = node.args[0] if node.args else None
     unchanged = _layout(node) is not None and _layout(node) == _layout(source)
     if node.target in _MAYBE_IDENTITY and unchanged:
+        return source
+    if node.target is aten.permute.default and node.args[1] == sorted(node.args[1]):
         return source
     if node.target is aten.mul.Scalar and node.args[1] == 1 and unchanged:
         return source
@@ -254,4 +300,6 @@ _REPLACED = {
     aten.mul.Tensor: torch.mul,
     aten.transpose.int: torch.transpose,
 }
+_PRODUCTS = {torch.mm, torch.bmm}
+_FRESH = {*_PRODUCTS, _add_product, _with_product}
 _ZEROS = {aten.zeros_like.default, aten.zeros.default, aten.new_zeros.default}

@@ -1,0 +1,169 @@
+"""Convolution as a matrix product on unfolded windows, max-pooling as a gather: for traces.
+
+Differentiated twice, a convolution turns into further convolutions that unfold the same inputs
+again, and one for each of many batches. Written as ``unfold(x) @ W``, products with a Hessian
+keep the unfolded activations, unfold one tangent and fold one cotangent for each layer, and
+many batches are one batched matrix product. Images have their channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_FEW_COPIES = 6.25  # of an entry: windows of 5 by 5 in steps of 2
+_CACHE_BYTES = 2**21
+
+
+@torch.library.custom_op("sk_unlearn::unfold", mutates_args=())
+def unfold(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """Return the windows of images (n, h, w, c), shape (n, h', w', kernel_h * kernel_w * c)."""
+    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
+    x = functional.pad(x, (0, 0, pw, pw, ph, ph)) if ph or pw else x.contiguous()
+    n, h, w, c = x.shape
+    size = n, (h - kh) // sh + 1, (w - kw) // sw + 1, kh, kw * c  # a row of a window is a run
+    windows = x.as_strided(size, (h * w * c, sh * w * c, sw * c, w * c, 1))
+    return windows.clone(memory_format=torch.contiguous_format).flatten(3)
+
+
+@torch.library.custom_op("sk_unlearn::fold", mutates_args=())
+def fold(
+    windows: Tensor, size: list[int], kernel: list[int], stride: list[int], padding: list[int]
+) -> Tensor:
+    """Return the sums of overlapping windows, images of height and width `size`: its adjoint."""
+    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
+    h, w = size[0] + 2 * ph, size[1] + 2 * pw
+    images = windows.new_zeros(len(windows), h, w, windows.shape[3] // (kh * kw))
+    c = images.shape[3]
+    windows = windows.unflatten(3, (kh, kw * c))
+    across, down = -(-kw // sw), -(-kh // sh)  # of these many windows in a row, one is added
+    strides = h * w * c, down * sh * w * c, across * sw * c, w * c, 1
+    for i in range(down):
+        for j in range(across):
+            apart = windows[:, i::down, j::across]
+            images.as_strided(apart.shape, strides, (i * sh * w + j * sw) * c).add_(apart)
+    return images[:, ph : h - ph, pw : w - pw].contiguous()
+
+
+def _merged(operation: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    """Return the rule for vmap: the additional axis joins the images."""
+
+    def rule(info: Any, in_dims: Sequence[int | None], x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        x = x.movedim(in_dims[0], 0)
+        return operation(x.flatten(0, 1), *rest).unflatten(0, x.shape[:2]), 0
+
+    return rule
+
+
+unfold.register_vmap(_merged(unfold))
+fold.register_vmap(_merged(fold))
+
+
+class _Unfold(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, *geometry: list[int]) -> Tensor:
+        return unfold(x, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, *ctx.geometry = inputs
+        ctx.size = list(x.shape[1:3])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        return _Fold.apply(cotangent, ctx.size, *ctx.geometry), None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        return _merged(_Unfold.apply)(info, in_dims, *inputs)
+
+
+class _Fold(torch.autograd.Function):
+    @staticmethod
+    def forward(windows: Tensor, size: list[int], *geometry: list[int]) -> Tensor:
+        return fold(windows, size, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.geometry = inputs[2:]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        return _Unfold.apply(cotangent, *ctx.geometry), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        return _merged(_Fold.apply)(info, in_dims, *inputs)
+
+
+class Unfolded(TorchFunctionMode):
+    """Under this mode 2D convolutions, and the max-pooling of what they return, are written out.
+
+    Those whose windows overlap much and fill the cache are left as they are: torch is faster by
+    measurement. So are those with groups, dilation or padding given as a word.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, or what stands for it."""
+        kwargs = kwargs or {}
+        if func is torch.conv2d:
+            return _convolution(*args, **kwargs)
+        if func is functional.max_pool2d and _channels_last(args[0]):
+            return _max_pooling(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _channels_last(t: Tensor) -> bool:
+    last = torch.channels_last
+    return t.ndim == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous()
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value) * (3 - len(value))
+
+
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    kernel, steps = list(weight.shape[2:]), _pair(stride)
+    plain = groups == 1 and input.ndim == 4 and not isinstance(padding, str)
+    plain &= _pair(dilation) == [1, 1]
+    copies = prod(kernel) / prod(steps)
+    if not plain or (copies > _FEW_COPIES and copies * input.nbytes > _CACHE_BYTES):
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    geometry = kernel, steps, _pair(padding)
+    windows = _Unfold.apply(input.permute(0, 2, 3, 1), *geometry)
+    matrix = weight.permute(2, 3, 1, 0).flatten(0, 2)
+    rows = windows.flatten(0, 2)
+    output = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
+    return output.unflatten(0, windows.shape[:3]).permute(0, 3, 1, 2)
+
+
+def _max_pooling(
+    input: Tensor, kernel_size: Any, stride: Any = None, *rest: Any, **others: Any
+) -> Tensor:
+    others.pop("return_indices")
+    stride = kernel_size if stride is None else stride
+    _, indices = torch.ops.aten.max_pool2d_with_indices(
+        input, _pair(kernel_size), _pair(stride), *map(_pair, rest), **others
+    )
+
+    def channels_last(t: Tensor) -> Tensor:
+        return t.permute(0, 2, 3, 1).flatten(1, 2)
+
+    values = channels_last(input).gather(1, channels_last(indices))
+    return values.unflatten(1, indices.shape[2:]).permute(0, 3, 1, 2)
