@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from .products import EagerProduct
 
@@ -79,7 +78,7 @@ class HessianOperator:
                 parts = rule.product(state, vectors)
                 product = torch.cat([t.reshape(-1) for t in parts])
             else:
-                parts = vmap(lambda *u, r=rule, s=state: r.product(s, u))(*vectors)
+                parts = rule.products(state, vectors)
                 product = torch.cat([t.flatten(1) for t in parts], 1)
             result = product.mul_(weight).add_(result)
         return result.add_(v, alpha=self._objective.lam)

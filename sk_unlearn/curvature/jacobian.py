@@ -12,7 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .._vectors import flatten, unflatten
 from ..exceptions import NotApplicableError
-from .products import _drop_no_ops, _extract, double_backward
+from .graphs import drop_no_ops, extract
+from .products import double_backward
 
 _CHUNK_BYTES = 2**26
 _MAX_CHUNK = 1024
@@ -220,7 +221,7 @@ def _cut(
 ) -> tuple[fx.GraphModule, fx.GraphModule, fx.GraphModule]:
     """Cut the trace into what no vector reaches, what r reaches, and what v reaches."""
     graph = module.graph
-    _drop_no_ops(graph)
+    drop_no_ops(graph)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     (output,) = (node for node in graph.nodes if node.op == "output")
     body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
@@ -233,9 +234,9 @@ def _cut(
     used.update(pulled, pushed)
     shared = [node for node in inputs[: count + 1] + first if node in used]
     return (
-        _extract(module, inputs[: count + 1], first, [results[0], *shared]),
-        _extract(module, [*shared, inputs[count + 1]], backward, pulled),
-        _extract(module, shared + inputs[count + 2 :], forward, pushed),
+        extract(module, inputs[: count + 1], first, [results[0], *shared]),
+        extract(module, [*shared, inputs[count + 1]], backward, pulled),
+        extract(module, shared + inputs[count + 2 :], forward, pushed),
     )
 
 

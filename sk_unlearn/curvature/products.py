@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..exceptions import UnlearningWarning
+from .graphs import accumulated, cut, mutates
 from .unfolded import Unfolded
-
-aten = torch.ops.aten
 
 BatchLoss = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
 
@@ -54,6 +53,10 @@ class EagerProduct:
         return torch.autograd.grad(
             gradients, leaves, vectors, retain_graph=True, materialize_grads=True
         )
+
+    def products(self, state: tuple[Any, Any], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the products with many vectors, along an additional first axis."""
+        return vmap(lambda *v: tuple(self.product(state, v)))(*vectors)
 
 
 class SplitProduct:
@@ -95,7 +98,6 @@ class SplitProduct:
             torch.rand(*lead, *p.shape, generator=generator, dtype=p.dtype).to(p.device)
             for p in parameters
         ]
-
         on_cpu = X.device.type == "cpu"
         convolutions = Unfolded() if on_cpu else contextlib.nullcontext()
 
@@ -114,9 +116,10 @@ class SplitProduct:
         with double_backward():
             inputs = *parameters, *turned, *vectors
             module = make_fx(traced)(*inputs)
-            if any(_mutates(node) for node in module.graph.nodes):
+            if mutates(module.graph):
                 module = make_fx(torch.func.functionalize(module, remove="mutations"))(*inputs)
-        self._first, self._second = _cut(module, count + 2)
+        self._first, self._second = cut(module, count + 2)
+        self._in_place = accumulated(self._second)
         self._verify(batch_loss, parameters, X, y, vectors, n_batches)
 
     def at(self, parameters: Sequence[Tensor], X: Tensor, y: Tensor) -> list[Tensor]:
@@ -136,7 +139,12 @@ class SplitProduct:
     def product(self, state: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Return ``H v`` (for each batch its own), tensor by tensor."""
         with torch.no_grad():
-            return self._second(*state, *vectors)
+            return self._in_place(*state, *vectors)
+
+    def products(self, state: Sequence[Tensor], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the products with many vectors, along an additional first axis."""
+        with torch.no_grad():
+            return vmap(lambda *v: self._second(*state, *v))(*vectors)
 
     def _verify(
         self,
@@ -177,129 +185,3 @@ def try_split(module: nn.Module, *args: Any, **kwargs: Any) -> SplitProduct | No
         stacklevel=4,
     )
     return None
-
-
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _cut(module: fx.GraphModule, n_shared: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Split a graph after its first `n_shared` inputs: what only they reach, and the rest."""
-    graph = module.graph
-    _drop_no_ops(graph)
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    body = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
-    reached = dict.fromkeys(inputs[n_shared:])
-    for node in body:
-        if any(source in reached for source in node.all_input_nodes):
-            reached[node] = None
-    first = [node for node in body if node not in reached]
-    results = list(output.args[0])
-    second = {node for node in body if node in reached} | {output}
-    shared = [n for n in inputs[:n_shared] + first if any(user in second for user in n.users)]
-    of_vectors = _extract(
-        module, shared + inputs[n_shared:], [n for n in body if n in second], results
-    )
-    _accumulate(of_vectors.graph)
-    of_vectors.recompile()
-    return _extract(module, inputs[:n_shared], first, shared), of_vectors
-
-
-def _extract(
-    module: fx.GraphModule, inputs: list[fx.Node], body: list[fx.Node], results: list[fx.Node]
-) -> fx.GraphModule:
-    graph, copies = fx.Graph(), {}
-    for node in inputs:
-        copies[node] = graph.placeholder(node.name)
-    for node in body:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        copies[node].target = _REPLACED.get(node.target, node.target)
-    graph.output([copies[node] for node in results])
-    return fx.GraphModule(module, graph)
-
-
-def _accumulate(graph: fx.Graph) -> None:
-    """Let matrix products add to what their results are added to."""
-    for node in graph.nodes:
-        if node.target is not torch.add or node.kwargs:
-            continue
-        for total, other in (node.args, node.args[::-1]):
-            product = other.args[0] if other.target is torch.reshape else other
-            if product.target not in _PRODUCTS or len(product.users) + len(other.users) > 2:
-                continue
-            if total.meta["val"].shape != node.meta["val"].shape:
-                continue
-            fresh = total.target in _FRESH and len(total.users) == 1
-            node.target = _add_product if fresh else _with_product
-            node.args = (total, *product.args)
-            break
-    graph.eliminate_dead_code()
-
-
-def _with_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return _add_product(total.clone(memory_format=torch.contiguous_format), a, b)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    flat = total.view(*a.shape[:-1], b.shape[-1])
-    _ = flat.addmm_(a, b) if a.ndim == 2 else flat.baddbmm_(a, b)
-    return total
-
-
-def _drop_no_ops(graph: fx.Graph) -> None:
-    """Remove the views and sums that change nothing: half of what a trace under vmap holds."""
-    for node in graph.nodes:
-        if node.op == "call_function" and (source := _same_as(node)) is not None:
-            node.replace_all_uses_with(source)
-    graph.eliminate_dead_code()
-
-
-def _same_as(node: fx.Node) -> fx.Node | None:
-    source = node.args[0] if node.args else None
-    unchanged = _layout(node) is not None and _layout(node) == _layout(source)
-    if node.target in _MAYBE_IDENTITY and unchanged:
-        return source
-    if node.target is aten.permute.default and node.args[1] == sorted(node.args[1]):
-        return source
-    if node.target is aten.mul.Scalar and node.args[1] == 1 and unchanged:
-        return source
-    if node.target in (aten.transpose.int, aten.t.default):
-        if source.target is node.target and source.args[1:] == node.args[1:]:
-            return source.args[0]
-    if node.target is aten.add.Tensor and not node.kwargs:
-        for zero, other in (node.args, node.args[::-1]):
-            if getattr(zero, "target", None) in _ZEROS and _layout(node) == _layout(other):
-                return other
-    return None
-
-
-def _layout(node: Any) -> tuple[Any, ...] | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    if not isinstance(value, Tensor):
-        return None
-    return value.shape, value.stride(), value.dtype, value.device
-
-
-_MAYBE_IDENTITY = {
-    aten.alias.default,
-    aten.detach.default,
-    aten.expand.default,
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten._to_copy.default,
-}
-_REPLACED = {
-    aten.view.default: torch.reshape,  # of any strides
-    aten._unsafe_view.default: torch.reshape,
-    aten.fill.Scalar: torch.full_like,  # has a rule for vmap
-    aten.add.Tensor: torch.add,  # torch's own bindings dispatch faster
-    aten.bmm.default: torch.bmm,
-    aten.mm.default: torch.mm,
-    aten.mul.Tensor: torch.mul,
-    aten.transpose.int: torch.transpose,
-}
-_PRODUCTS = {torch.mm, torch.bmm}
-_FRESH = {*_PRODUCTS, _add_product, _with_product}
-_ZEROS = {aten.zeros_like.default, aten.zeros.default, aten.new_zeros.default}
