@@ -13,10 +13,12 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor
 
+from .._vectors import flatten
 from .hvp import DampedOperator
 from .products import EagerProduct
 from .solution import CURE_MARGIN, Solution, Solver, SolveStatus
 from .spectrum import BatchedLanczos, SpectrumEstimate, extreme_eigenvalues
+from .unfolded import keeps_convolutions
 
 if TYPE_CHECKING:
     from ..objective import Objective
@@ -109,8 +111,7 @@ class LiSSA(Solver):
         groups = range(batches.n_groups)
         chains = [_advance(batches, g, damping, scale, self.steps) for _ in groups]
         x = torch.cat(chains).mean(0) / scale
-        operator = DampedOperator(objective.hessian_at(w, once=True), damping)
-        norm = float((operator(x) - g).norm())
+        norm = float((DampedOperator(batches.on_all_rows, damping)(x) - g).norm())
         n_products = batches.n_row_products / objective.n_rows + 1
         solution = Solution(x, norm, SolveStatus.CONVERGED, n_products, f"scale={scale:.4g}.")
         if norm <= self.tol * float(g.norm()):
@@ -167,22 +168,30 @@ class _Batches:
         random_state: int | np.random.RandomState | None,
     ) -> None:
         self.objective, self.lam = objective, objective.lam
+        self.parameters = objective.split(w.clone())
         self.every_row = batch_size >= objective.n_rows
         self.batch_size = min(batch_size, objective.n_rows)
         repetitions = 1 if self.every_row else repetitions
         self.width = self._width(repetitions)
         self.n_groups = repetitions // self.width
-        self.parameters = objective.split(w.clone())
         self.n_row_products = 0
         self._rng = check_random_state(random_state)
-        example = torch.arange(self.width * self.batch_size).view(self.width, -1)
-        example = self.rows(example % objective.n_rows)
-        self._rule = objective.split_product(self.parameters, *example, self.width)
+        X, y = self.rows(torch.arange(self.width * self.batch_size) % objective.n_rows)
+        if self.width > 1:
+            X, y = (t.unflatten(0, (self.width, -1)) for t in (X, y))
+        n_batches = self.width if self.width > 1 else None
+        self._rule = objective.split_product(self.parameters, X, y, n_batches)
 
     def _width(self, repetitions: int) -> int:
-        """Return the largest part of the chains that fits the memory, or the cache of a CPU."""
+        """Return the largest part of the chains that fits the memory, or the cache of a CPU.
+
+        One, where a CPU would have to convolve each batch with its own vector.
+        """
         limit = self.objective.memory_budget
         if self.objective.device.type == "cpu":
+            X, y = self.rows(torch.arange(self.batch_size))
+            if keeps_convolutions(lambda: self.objective.batch_loss(self.parameters, X, y)):
+                return 1
             limit = min(limit, _CACHE_BYTES)
         fits = limit // (self.batch_size * self.objective.graph_row_bytes)
         return max(
@@ -214,6 +223,8 @@ class _Batches:
             block = min(block, n_steps)
             X, y = self.rows(self.draw(block))
             if block > 1:
+                one = self.width == 1
+                X, y = (X[:, 0], y[:, 0]) if one else (X, y)
                 yield from self._rule.at_many(self.parameters, X, y)
             else:
                 state = self._at(X[0], y[0])
@@ -230,6 +241,7 @@ class _Batches:
 
     def _at(self, X: Tensor, y: Tensor) -> Any:
         if self._rule is not None:
+            X, y = (X[0], y[0]) if self.width == 1 else (X, y)
             return self._rule.at(self.parameters, X, y)
         eager = EagerProduct(self.objective.batch_loss)
         return [eager.at(self.parameters, *pair) for pair in zip(X, y, strict=True)]
@@ -238,10 +250,28 @@ class _Batches:
         """Multiply each batch's Hessian (without lam) with its own vector, tensor by tensor."""
         self.n_row_products += self.width * self.batch_size
         if self._rule is not None:
+            if self.width == 1:
+                return [t[None] for t in self._rule.product(state, [v[0] for v in vectors])]
             return self._rule.product(state, vectors)
         eager = EagerProduct(self.objective.batch_loss)
         each = [eager.product(s, [v[i] for v in vectors]) for i, s in enumerate(state)]
         return [torch.stack(parts) for parts in zip(*each, strict=True)]
+
+    def on_all_rows(self, v: Tensor) -> Tensor:
+        """Multiply with the Hessian of all rows (with lam), in blocks of the traced size."""
+        objective, block = self.objective, self.width * self.batch_size
+        n_blocks = objective.n_rows // block if self._rule is not None else 0
+        rest = torch.arange(n_blocks * block, objective.n_rows)
+        total = torch.zeros_like(v)
+        vectors = objective.split(v.expand(self.width, -1))
+        for indices in torch.arange(n_blocks * block).view(n_blocks, self.width, -1):
+            parts = self.product(self._at(*self.rows(indices)), vectors)
+            total += torch.cat([t.flatten(1) for t in parts], 1).sum(0)
+        total = total.mul_(self.batch_size / objective.n_rows).add_(v, alpha=self.lam)
+        if len(rest):
+            others = objective.on(rest).hessian_at(flatten(self.parameters), once=True)
+            total += (others(v) - self.lam * v) * (len(rest) / objective.n_rows)
+        return total
 
 
 class _Probe:

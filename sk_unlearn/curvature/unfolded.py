@@ -18,7 +18,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _FEW_COPIES = 6.25  # of an entry: windows of 5 by 5 in steps of 2
-_CACHE_BYTES = 2**21
+_SMALL_BYTES = 2**18
+_CONVOLUTIONS = {
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+}
 
 
 @torch.library.custom_op("sk_unlearn::unfold", mutates_args=())
@@ -103,27 +111,39 @@ class _Fold(torch.autograd.Function):
 
 
 class Unfolded(TorchFunctionMode):
-    """Under this mode 2D convolutions, and the max-pooling of what they return, are written out.
+    """Under this mode 2D convolutions and max-pooling are written out, where that is faster.
 
-    Those whose windows overlap much and fill the cache are left as they are: torch is faster by
-    measurement. So are those with groups, dilation or padding given as a word.
+    Convolutions are left as they are where large windows overlap much (by measurement), and those
+    with groups, dilation or padding given as a word.
+
+    Attributes
+    ----------
+    left : int
+        Convolutions of any kind that were left as they are.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Call `func`, or what stands for it."""
         kwargs = kwargs or {}
-        if func is torch.conv2d:
-            return _convolution(*args, **kwargs)
-        if func is functional.max_pool2d and _channels_last(args[0]):
+        if func is torch.conv2d and (unfolded := _convolution(*args, **kwargs)) is not None:
+            return unfolded
+        if func is functional.max_pool2d and args[0].ndim == 4:
             return _max_pooling(*args, **kwargs)
+        self.left += func in _CONVOLUTIONS
         return func(*args, **kwargs)
 
 
-def _channels_last(t: Tensor) -> bool:
-    last = torch.channels_last
-    return t.ndim == 4 and t.is_contiguous(memory_format=last) and not t.is_contiguous()
+def keeps_convolutions(forward: Callable[[], Any]) -> bool:
+    """Return whether a forward pass makes convolutions that :class:`Unfolded` leaves."""
+    with Unfolded() as mode, torch.no_grad():
+        forward()
+    return mode.left > 0
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
@@ -138,15 +158,14 @@ def _convolution(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> Tensor:
+) -> Tensor | None:
     kernel, steps = list(weight.shape[2:]), _pair(stride)
     plain = groups == 1 and input.ndim == 4 and not isinstance(padding, str)
-    plain &= _pair(dilation) == [1, 1]
     copies = prod(kernel) / prod(steps)
-    if not plain or (copies > _FEW_COPIES and copies * input.nbytes > _CACHE_BYTES):
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    geometry = kernel, steps, _pair(padding)
-    windows = _Unfold.apply(input.permute(0, 2, 3, 1), *geometry)
+    large = copies > _FEW_COPIES and copies * input.nbytes > _SMALL_BYTES
+    if large or not plain or _pair(dilation) != [1, 1]:
+        return None
+    windows = _Unfold.apply(input.permute(0, 2, 3, 1), kernel, steps, _pair(padding))
     matrix = weight.permute(2, 3, 1, 0).flatten(0, 2)
     rows = windows.flatten(0, 2)
     output = rows @ matrix if bias is None else torch.addmm(bias, rows, matrix)
@@ -156,14 +175,15 @@ def _convolution(
 def _max_pooling(
     input: Tensor, kernel_size: Any, stride: Any = None, *rest: Any, **others: Any
 ) -> Tensor:
-    others.pop("return_indices")
+    """Pool by gathering: torch finds the indices many times faster with channels last."""
+    others.pop("return_indices")  # false: what returns them is another function
     stride = kernel_size if stride is None else stride
+    turned = input.permute(0, 2, 3, 1).contiguous()
     _, indices = torch.ops.aten.max_pool2d_with_indices(
-        input, _pair(kernel_size), _pair(stride), *map(_pair, rest), **others
+        turned.permute(0, 3, 1, 2), _pair(kernel_size), _pair(stride), *map(_pair, rest), **others
     )
-
-    def channels_last(t: Tensor) -> Tensor:
-        return t.permute(0, 2, 3, 1).flatten(1, 2)
-
-    values = channels_last(input).gather(1, channels_last(indices))
+    if input.is_contiguous():
+        values = input.flatten(2).gather(2, indices.flatten(2))
+        return values.unflatten(2, indices.shape[2:])
+    values = turned.flatten(1, 2).gather(1, indices.permute(0, 2, 3, 1).flatten(1, 2))
     return values.unflatten(1, indices.shape[2:]).permute(0, 3, 1, 2)
