@@ -112,7 +112,7 @@ class LiSSA(Solver):
         chains = [_advance(batches, g, damping, scale, self.steps) for _ in groups]
         x = torch.cat(chains).mean(0) / scale
         norm = float((DampedOperator(batches.on_all_rows, damping)(x) - g).norm())
-        n_products = batches.n_row_products / objective.n_rows + 1
+        n_products = batches.n_row_products / objective.n_rows
         solution = Solution(x, norm, SolveStatus.CONVERGED, n_products, f"scale={scale:.4g}.")
         if norm <= self.tol * float(g.norm()):
             return solution
@@ -122,7 +122,7 @@ class LiSSA(Solver):
         return replace(
             solution,
             status=status,
-            n_products=batches.n_row_products / objective.n_rows + 1 + ends.n_products,
+            n_products=batches.n_row_products / objective.n_rows + ends.n_products,
             detail=f"{solution.detail} {why}",
             **found,
         )
@@ -259,18 +259,18 @@ class _Batches:
 
     def on_all_rows(self, v: Tensor) -> Tensor:
         """Multiply with the Hessian of all rows (with lam), in blocks of the traced size."""
-        objective, block = self.objective, self.width * self.batch_size
-        n_blocks = objective.n_rows // block if self._rule is not None else 0
-        rest = torch.arange(n_blocks * block, objective.n_rows)
-        total = torch.zeros_like(v)
-        vectors = objective.split(v.expand(self.width, -1))
-        for indices in torch.arange(n_blocks * block).view(n_blocks, self.width, -1):
+        n, size = self.objective.n_rows, (-1, self.width, self.batch_size)
+        n_traced = n - n % (self.width * self.batch_size) if self._rule is not None else 0
+        total, vectors = torch.zeros_like(v), self.objective.split(v.expand(self.width, -1))
+        for indices in torch.arange(n_traced).view(size):
             parts = self.product(self._at(*self.rows(indices)), vectors)
             total += torch.cat([t.flatten(1) for t in parts], 1).sum(0)
-        total = total.mul_(self.batch_size / objective.n_rows).add_(v, alpha=self.lam)
-        if len(rest):
-            others = objective.on(rest).hessian_at(flatten(self.parameters), once=True)
-            total += (others(v) - self.lam * v) * (len(rest) / objective.n_rows)
+        total = total.mul_(self.batch_size / n).add_(v, alpha=self.lam * n_traced / n)
+        if n_traced < n:
+            rest = torch.arange(n_traced, n)
+            operator = self.objective.hessian_at(flatten(self.parameters), rest, once=True)
+            total.add_(operator(v), alpha=len(rest) / n)
+            self.n_row_products += len(rest)
         return total
 
 
