@@ -92,23 +92,42 @@ def _call(rng, name):
     return call
 
 
-def _fuzz(n_calls, seed):
+def _amend_call(rng, name):
+    """A correction as it should be, with some arguments replaced, or taken away."""
+    rows = rng.choice(150, size=rng.integers(1, 4), replace=False)
+    labels = {"owners": LABELS, "regressor": X[:, :2]}.get(name, y)
+    old = [{"X_old": X[rows], "y_old": labels[rows]}, {"indices": rows.tolist()}]
+    call = old[rng.integers(2)] | {"X_new": X[rows] + 0.1, "y_new": labels[(rows + 75) % 150]}
+    names = ("X_old", "y_old", "X_new", "y_new", *NAMES[2:])
+    if rng.random() < 0.15:
+        near = [{}, {"X_new": X[rows[:-1]], "y_new": labels[rows[:-1]]}]
+        near += [{"X_old": X[rows] + 1e-3}, {"y_old": labels[(rows + 75) % 150]}]
+        return call | near[rng.integers(2 + 2 * ("X_old" in call))]
+    for _ in range(rng.integers(1, 3)):
+        pool = SCALARS if rng.random() < 0.4 else ARRAYS
+        call[names[rng.integers(len(names))]] = pool[rng.integers(len(pool))]
+    if rng.random() < 0.1:
+        call.pop(list(call)[rng.integers(len(call))])
+    return call
+
+
+def _fuzz(n_calls, seed, verb="unlearn"):
     rng = np.random.default_rng(seed)
-    estimators = _estimators()
+    estimators = {k: e for k, e in _estimators().items() if hasattr(e, verb)}
     images = {name: pickle.dumps(estimator) for name, estimator in estimators.items()}
     outcomes = Counter()
     while outcomes.total() - outcomes["served"] < n_calls:
         name = list(estimators)[rng.integers(len(estimators))]
-        call = _call(rng, name)
+        call = _call(rng, name) if verb == "unlearn" else _amend_call(rng, name)
         estimator = estimators[name]
         try:
-            estimator.unlearn(**call)
+            getattr(estimator, verb)(**call)
         except SkUnlearnError as error:
             outcomes[type(error).__name__] += 1
             assert str(error), call
             assert pickle.dumps(estimator) == images[name], call
         except Exception as error:
-            raise AssertionError(f"{name}.unlearn(**{call!r}) raised {error!r}") from error
+            raise AssertionError(f"{name}.{verb}(**{call!r}) raised {error!r}") from error
         else:
             outcomes["served"] += 1
             estimators[name] = pickle.loads(images[name])
@@ -121,6 +140,13 @@ def test_a_few_hundred_malformed_calls():
     outcomes = _fuzz(300, seed=0)
     assert outcomes["DeletionRequestError"] > 100
     assert outcomes["UnknownRowError"] > 5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_few_hundred_malformed_corrections():
+    outcomes = _fuzz(300, seed=2, verb="amend")
+    assert outcomes["DeletionRequestError"] > 100
+    assert outcomes["UnknownRowError"] > 5 and outcomes["served"] > 5
 
 
 @pytest.mark.slow
