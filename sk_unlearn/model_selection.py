@@ -9,9 +9,10 @@ import numpy as np
 from sklearn.metrics import check_scoring, get_scorer
 from sklearn.utils import check_random_state
 
+from ._pipeline_parts import trial_copy
 from ._validation import check_guarantee
 from .exceptions import DeletionRequestError
-from .pipeline import trial_copy, unlearn
+from .pipeline import unlearn
 
 
 def make_unlearning_scorer(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from sklearn.base import MetaEstimatorMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
+from ._pipeline_parts import net_and_steps, parts_of, transformed
 from .assumptions import Assumption, Status
-from .exceptions import DeletionRequestError, NotApplicableError
+from .exceptions import NotApplicableError
 
 REPLACEMENTS = (
     "sk_unlearn.preprocessing.PublicScaler(center=..., scale=...), "
@@ -131,9 +129,9 @@ def unlearn(
     net, steps, promise = _through(estimator, allow_leaks)
     rest = {}
     if X_r is not None or y_r is not None:
-        rest = {"X_r": _transformed(X_r, steps, "X_r"), "y_r": y_r}
+        rest = {"X_r": transformed(X_r, steps, "X_r"), "y_r": y_r}
     net.unlearn(
-        _transformed(X_u, steps, "X_u"),
+        transformed(X_u, steps, "X_u"),
         y_u,
         epsilon,
         delta,
@@ -149,7 +147,7 @@ def _through(
     estimator: Any, allow_leaks: bool
 ) -> tuple[Any, list[tuple[str, Any]], dict[str, tuple[Any, ...]]]:
     """Return the net, the steps before it, and what they add to a certificate."""
-    net, steps = _net_and_steps(estimator)
+    net, steps = net_and_steps(estimator)
     leaks = [leaf for name, step in steps for leaf in fitted_steps(step, name)]
     if leaks and not allow_leaks:
         raise NotApplicableError(
@@ -159,69 +157,6 @@ def _through(
         )
     scope = _scope(steps) + _cache_scope(estimator)
     return net, steps, {"assumptions": _leak_assumptions(leaks), "scope": scope}
-
-
-def _transformed(X: Any, steps: list[tuple[str, Any]], name: str) -> Any:
-    if X is None:
-        return None
-    for step_name, step in steps:
-        try:
-            X = step.transform(X)
-        except Exception as error:
-            raise DeletionRequestError(
-                f"{name} cannot pass through the step {step_name!r}: {error}"
-            ) from error
-    return X
-
-
-def _net_and_steps(estimator: Any) -> tuple[Any, list[tuple[str, Any]]]:
-    """Return the net and all transformers before it, outermost first."""
-    if hasattr(estimator, "best_estimator_"):
-        return _net_and_steps(estimator.best_estimator_)
-    if isinstance(estimator, Pipeline):
-        check_is_fitted(estimator)
-        net, inner = _net_and_steps(estimator.steps[-1][1])
-        own = [(name, step) for name, step in estimator.steps[:-1] if step not in _NOTHING]
-        return net, own + inner
-    if not hasattr(estimator, "unlearn"):
-        if isinstance(estimator, MetaEstimatorMixin) and not hasattr(estimator, "refit"):
-            raise NotApplicableError(
-                f"{type(estimator).__name__} has no unlearn: whatever it fitted on the rows, "
-                "models, weights or thresholds, carries the deleted ones; take them out of the "
-                "data and fit it again, or unlearn from a net that stands alone, in a Pipeline or "
-                "in a search"
-            )
-        raise NotApplicableError(
-            f"{type(estimator).__name__} has no unlearn; the last step must be a net of sk_unlearn "
-            "(for a search: refit=True, and fitted)"
-        )
-    return estimator, []
-
-
-def trial_copy(estimator: Any) -> tuple[Any, Any]:
-    """Return a copy for deletions that do not count, and the net in it.
-
-    Steps and rows are shared with `estimator`; weights and record are the copy's own.
-    """
-    if hasattr(estimator, "best_estimator_"):
-        inner, net = trial_copy(estimator.best_estimator_)
-        return _altered(estimator, best_estimator_=inner), net
-    if isinstance(estimator, Pipeline):
-        name, last = estimator.steps[-1]
-        inner, net = trial_copy(last)
-        return _altered(estimator, steps=[*estimator.steps[:-1], (name, inner)]), net
-    net, _ = _net_and_steps(estimator)
-    twin = net._trial_copy()
-    return twin, twin
-
-
-def _altered(estimator: Any, **attributes: Any) -> Any:
-    twin = object.__new__(type(estimator))
-    vars(twin).update(vars(estimator) | attributes)
-    return twin
-
-
-_NOTHING = (None, "passthrough")
 
 
 def _leak_assumptions(leaks: list[str]) -> tuple[Assumption, ...]:
@@ -249,19 +184,9 @@ def _scope(steps: list[tuple[str, Any]]) -> tuple[str, ...]:
 
 
 def _cache_scope(estimator: Any) -> tuple[str, ...]:
-    if not any(getattr(part, "memory", None) is not None for part in _parts(estimator)):
+    if not any(getattr(part, "memory", None) is not None for part in parts_of(estimator)):
         return ()
     return ("the pipeline's cache on disk (memory=), which holds rows: clear it",)
-
-
-def _parts(estimator: Any) -> Iterator[Any]:
-    """Yield the fitted search or pipeline and every pipeline or transformer inside."""
-    yield estimator
-    inner = [getattr(estimator, "best_estimator_", None)]
-    for name in ("steps", "transformer_list", "transformers_"):
-        inner += [part[1] for part in getattr(estimator, name, ())]
-    for part in inner:
-        yield from _parts(part) if part is not None else ()
 
 
 def _last_can(method: str) -> Any:
@@ -336,9 +261,9 @@ class UnlearningPipeline(Pipeline):
         """
         net, steps, promise = _through(self, allow_leaks)
         net.amend(
-            _transformed(X_old, steps, "X_old"),
+            transformed(X_old, steps, "X_old"),
             y_old,
-            _transformed(X_new, steps, "X_new"),
+            transformed(X_new, steps, "X_new"),
             y_new,
             epsilon,
             delta,
@@ -359,8 +284,8 @@ class UnlearningPipeline(Pipeline):
         request_id: str | None = None,
     ) -> str:
         """Queue rows as they went into this pipeline; see the net's ``request_deletion``."""
-        net, steps = _net_and_steps(self)
-        rows = _transformed(X_u, steps, "X_u")
+        net, steps = net_and_steps(self)
+        rows = transformed(X_u, steps, "X_u")
         named = {"indices": indices, "sample_ids": sample_ids}
         return net.request_deletion(rows, y_u, **named, request_id=request_id)
 
@@ -376,4 +301,4 @@ class UnlearningPipeline(Pipeline):
     @property
     def certificate_(self) -> Any:
         """Certificate of the last release of the net."""
-        return _net_and_steps(self)[0].certificate_
+        return net_and_steps(self)[0].certificate_
