@@ -293,3 +293,14 @@ def test_what_is_no_number_is_refused():
             bounds.ball_diameter(value)
     assert bounds.ball_diameter(np.float32(0.5)) == bounds.ball_diameter(np.float64(0.5)) == 1.0
     assert bounds.optimum_shift(1, 1, 2.0, np.int64(4)) == 1.0
+
+
+def test_counts_that_nobody_means_do_not_keep_a_verifier_busy():
+    """The constants of a certificate come from whoever wrote it."""
+    many = {"lipschitz": 1.0, "lam": 0.5, "n_deleted": 1, "n_retained": 100}
+    for M, limit in ((0.1, 5e-324), (1e6, inf)):
+        assert bounds.newton_steps_distance(hessian_lipschitz=M, steps=10**15, **many) == limit
+    sequence = many | {"loss_smoothness": 1e9, "iterations": 1}
+    with pytest.raises(ValueError, match="at most 100000"):
+        bounds.descent_sequence_distance(releases=10**15, **sequence)
+    assert 0 < bounds.descent_sequence_distance(releases=10**5, **sequence) < inf

@@ -11,6 +11,8 @@ from math import inf
 
 from .._rounding import count, exact, power_up, round_up, sqrt_up
 
+_MOST_RELEASES = 100_000
+
 
 def optimum_shift(
     lipschitz: float,
@@ -135,10 +137,11 @@ def newton_steps_distance(
     """
     error = exact("training_error", training_error, at_least=0)
     distance = round_up(_shift(lipschitz, lam, n_deleted, n_retained, reference_loss) + error)
+    before = None
     for _ in range(count("steps", steps, at_least=0)):
-        if distance in (0.0, inf):
+        if distance in (before, inf):
             break
-        distance = one_newton_step(distance, hessian_lipschitz, lam)
+        before, distance = distance, one_newton_step(distance, hessian_lipschitz, lam)
     return inf if distance == inf else round_up(Fraction(distance) + error)
 
 
@@ -218,7 +221,7 @@ def descent_sequence_distance(
     lipschitz, loss_smoothness, lam, n_deleted, n_retained, iterations, reference_loss
         As in :func:`descent_distance`; the counts are those of one release.
     releases : int
-        How many there are at most.
+        How many there are at most; no more than 100,000.
     training_error : float
         Bound, in both worlds, on the distance of the trained model to its optimum.
     step_error : float
@@ -250,6 +253,8 @@ def descent_sequence_distance(
     contraction = _contraction(loss_smoothness, lam, iterations)
     added = exact("step_error", step_error, at_least=0)
     error, largest = exact("training_error", training_error, at_least=0), Fraction(0)
+    if count("releases", releases) > _MOST_RELEASES:
+        raise ValueError(f"releases={releases!r}: declare at most {_MOST_RELEASES}")
     for _ in range(count("releases", releases)):
         after = round_up(contraction * (error + shift) + added)
         if after == inf:

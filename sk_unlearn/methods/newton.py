@@ -204,7 +204,7 @@ class Newton(OneShotMethod):
         newton = self.bound == "newton" and self.noise_std is None
         assumptions = [BALL_BY_CONSTRUCTION]
         if newton:
-            assumptions += self._declared(problem)
+            assumptions += self._declared()
         if not len(problem.deleted):
             return Outcome(start, event, tuple(assumptions), state=self._kept(start))
         objective = _objective(problem, problem.retained)
@@ -270,7 +270,7 @@ class Newton(OneShotMethod):
             )
         return solution
 
-    def _declared(self, problem: Problem) -> list[Assumption]:
+    def _declared(self) -> list[Assumption]:
         return [
             Assumption(
                 "gradient bound",
