@@ -264,6 +264,25 @@ class CertifiedNeuralNet(
             )
         return steps
 
+    @property
+    def n_passes_(self) -> float:
+        """Passes over the training rows that the last fit made, until the next release.
+
+        An epoch is one; so is, for a fit that solves, each time it goes through all rows for a
+        value, a gradient, a Hessian product or factors.
+        """
+        counted = getattr(vars(self).get("method_state_"), "n_passes", None)
+        if counted is None and vars(self).get("history_"):
+            counted = len(self.history_)
+        if counted is None and vars(self).get("method_state_") is not None:
+            counted = getattr(self.method_, "passes_of_fit", None)
+        if counted is None:
+            raise AttributeError(
+                f"{type(self).__name__} has no n_passes_: it is there after fit, until the next "
+                "release"
+            )
+        return float(counted)
+
     @staticmethod
     def _first(output: Any) -> torch.Tensor:
         return output[0] if isinstance(output, tuple) else output

@@ -118,7 +118,7 @@ class TrainingMixin(PermanentMixin):
             self.method_state_ = None
         rows = self._with_features(rows)
         nothing = rows.take(np.empty(0, dtype=np.int64))
-        problem = self._problem(rows, nothing, lambda: self.module_, NoiseSource())
+        problem = self._problem(rows, nothing, lambda: (self.module_, 0.0), NoiseSource())
         solved, self.method_state_ = self.method_.prepare(problem)
         self._set_weights(solved)
         self._ball().project_()
@@ -153,9 +153,9 @@ class TrainingMixin(PermanentMixin):
                     "or use method=Retrain()"
                 )
 
-    def _refit(self, retained: TrainingRows) -> nn.Module:
+    def _refit(self, retained: TrainingRows) -> tuple[nn.Module, float]:
         config = self.fit_config_ | {"method": "retrain", "verbose": self.verbose}
         net = clone(type(self)(**config))
         vars(net).update((name, vars(self)[name]) for name in self._inferred_)
         net._fit_rows(retained, cold=True, forward_interrupt=True)
-        return net.module_
+        return net.module_, float(len(net.history_))

@@ -146,7 +146,7 @@ class UnlearningMixin(DeletionsMixin):
         if self.method_.state == "secret":
             return self
         nothing = self.rows_.take(np.empty(0, dtype=np.int64))
-        problem = self._problem(self.rows_, nothing, lambda: self.module_, NoiseSource())
+        problem = self._problem(self.rows_, nothing, lambda: (self.module_, 0.0), NoiseSource())
         self.method_state_ = self.method_.prepare(problem)[1]
         return self
 

@@ -36,11 +36,14 @@ class Risk(Protocol):
         Relative accuracy of Hessian products; the directions are not solved for beyond it.
     factor_cost : float
         Products that cost as much as building the factors.
+    n_passes : float
+        How often all rows were gone through so far, for whatever it was.
     """
 
     shape: tuple[int, ...]
     reference: np.ndarray
     product_accuracy: float
+    n_passes: float
 
     @property
     def factor_cost(self) -> float:
@@ -87,8 +90,9 @@ class Minimum:
         The part of `bound` that no iteration can remove.
     n_iter : int
         Newton steps.
-    n_passes : int
-        Gradients and Hessian products, each a pass over the rows.
+    n_passes : float
+        How often the solver went through all rows: for values, gradients, Hessian products and
+        factors.
     factors : Factors or None
         The last ones used.
     """
@@ -97,7 +101,7 @@ class Minimum:
     bound: float
     rounding: float
     n_iter: int
-    n_passes: int = 0
+    n_passes: float = 0.0
     factors: Factors | None = None
 
     @property
@@ -143,18 +147,18 @@ def minimise(
     Minimum
         The caller compares ``bound`` with what it needs; nothing is raised here.
     """
+    before = risk.n_passes
     bound, rounding, gradient = risk.gradient_norm_bound(start, tol)
     if tol is not None and bound <= tol:
-        return Minimum(start, bound, rounding, 0, 1, factors)
+        return Minimum(start, bound, rounding, 0, risk.n_passes - before, factors)
     precondition = risk.preconditioner() if factors is None else factors.solve
-    n_passes, products = 1, 0
+    products = 0
     value, W = min(((risk.value(W), W) for W in (start, risk.reference)), key=itemgetter(0))
     smallest = inf
     with tqdm(total=max_iter, desc="Newton", disable=not verbose, leave=False) as bar:
         for iteration in range(max_iter + 1):
             if iteration or W is not start:
                 bound, rounding, gradient = risk.gradient_norm_bound(W, tol)
-                n_passes += 1
             enough = _FLOOR * rounding if tol is None else tol
             if bound <= enough or iteration == max_iter or not gradient.any():
                 break
@@ -171,7 +175,6 @@ def minimise(
                 risk.hessian_product(W), gradient, precondition, goal
             )
             products += spent
-            n_passes += spent
             smallest = min(smallest, norm)
             moved = _line_search(risk, W, value, gradient, step, smallest)
             if moved is None:
@@ -181,7 +184,7 @@ def minimise(
                 continue
             W, value = moved
             bar.update()
-    return Minimum(W, bound, rounding, iteration, n_passes, factors)
+    return Minimum(W, bound, rounding, iteration, risk.n_passes - before, factors)
 
 
 def _conjugate_gradients(

@@ -49,6 +49,11 @@ class HeadRisk:
         Which loss.
     feature_error : ndarray of shape (n,) or None
         How far each row of X may be from the true features (Euclidean norm); None: not at all.
+
+    Attributes
+    ----------
+    n_passes : int
+        How often all rows were gone through: for a value, a gradient, a Hessian product, factors.
     """
 
     product_accuracy = 0.0
@@ -74,16 +79,19 @@ class HeadRisk:
         self.shape = (n_classes, self._features.shape[1] + 1)
         self.feature_error = feature_error
         self._row_norms: np.ndarray | None = None
+        self.n_passes = 0
 
     @property
     def X(self) -> np.ndarray:
         """A float64 copy of the features with the constant column, (n, d + 1)."""
+        self.n_passes += 1
         X = np.ones((len(self.y), self.shape[1]))
         X[:, :-1] = self._features
         return X
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield slices of the rows and their part of :attr:`X`, valid until the next one."""
+        self.n_passes += 1
         n, d = self._features.shape
         size = size or max(64, _BLOCK_BYTES // (8 * (d + 1)))
         buffer = np.ones((min(size, n), d + 1))

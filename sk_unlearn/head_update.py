@@ -35,11 +35,14 @@ class SolvedHead:
         Of the Hessian there; None when they exceed the memory that was allowed.
     n_iter : int
         Newton steps to get there.
+    n_passes : float
+        How often the rows were gone through on the way, factors included.
     """
 
     weights: np.ndarray
     factors: HeadFactors | None
     n_iter: int = 0
+    n_passes: float = 0.0
 
 
 def delete(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy, deepcopy
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -135,9 +136,9 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         self.seeded_, self.salt_ = self.random_state is not None, self._new_salt()
         rows = TrainingRows(X, np.searchsorted(self.classes_, y), ids)
         buckets = hashed_buckets(X, self.n_shards * self.n_slices, self.salt_)
-        self.checkpoints_ = [
-            self._trained(rows, buckets, shard, 0, []) for shard in range(self.n_shards)
-        ]
+        trained = [self._trained(rows, buckets, shard, 0, []) for shard in range(self.n_shards)]
+        self.checkpoints_ = [checkpoints for checkpoints, _ in trained]
+        self.n_passes_ = sum(read for _, read in trained) / len(rows)
         self.rows_, self.buckets_ = rows, buckets
         self.__dict__.pop("certificate_", None)
         return self
@@ -191,18 +192,24 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
         positions = find_rows(self, X_u, y_u, indices, sample_ids)
         retained, buckets = rows.without(positions), np.delete(self.buckets_, positions)
         refuse_unservable(self, retained, rows.take(positions))
-        checkpoints, rows_retrained = list(self.checkpoints_), 0
+        checkpoints, rows_retrained, rows_read = list(self.checkpoints_), 0, 0.0
         touched = np.unique(self.buckets_[positions] // self.n_slices_)
         for shard in touched.tolist():
             gone = self.buckets_[positions] - shard * self.n_slices_
             first = int(gone[(gone >= 0) & (gone < self.n_slices_)].min())
             kept = self.checkpoints_[shard][:first]
-            checkpoints[shard] = self._trained(retained, buckets, shard, first, kept)
+            checkpoints[shard], read = self._trained(retained, buckets, shard, first, kept)
+            rows_read += read
             rows_retrained += int(np.sum(buckets // self.n_slices_ == shard))
-        seen = {"shards_retrained": len(touched), "rows_in_retrained_shards": rows_retrained}
+        seen = {
+            "shards_retrained": len(touched),
+            "rows_in_retrained_shards": rows_retrained,
+            "passes": None if isnan(rows_read) else rows_read / len(retained),
+        }
         certificate = certify(self, len(positions), len(retained), seen, assumptions, scope)
         self.checkpoints_, self.rows_, self.buckets_ = checkpoints, retained, buckets
         self.certificate_ = certificate
+        self.__dict__.pop("n_passes_", None)
         return self
 
     def _trial_copy(self) -> ShardedClassifier:
@@ -226,15 +233,20 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
     def _trained(
         self, rows: TrainingRows, buckets: np.ndarray, shard: int, first: int, kept: list[Any]
-    ) -> list[Any]:
-        """Return the checkpoints of a shard, those before slice `first` as they are."""
-        checkpoints = list(kept)
+    ) -> tuple[list[Any], float]:
+        """Return the checkpoints of a shard, those before slice `first` as they are.
+
+        Returns also how many rows were gone through, each as often as it was; NaN where a
+        classifier does not say.
+        """
+        checkpoints, rows_read = list(kept), 0.0
         for number in range(first, self.n_slices_):
             low = shard * self.n_slices_
             model = checkpoints[-1] if checkpoints else None
             if np.any(buckets == low + number):
                 seen = np.flatnonzero((buckets >= low) & (buckets <= low + number))
                 X, y = rows.X[seen], self.classes_[rows.y[seen]]
+                before = 0.0 if model is None else getattr(model, "n_passes_", nan)
                 if self.n_slices_ > 1:
                     model = self._new_model(shard) if model is None else deepcopy(model)
                     model.partial_fit(X, y, classes=self.classes_)
@@ -242,8 +254,10 @@ class ShardedClassifier(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
                     model = self._new_model(shard).fit(X, y)
                 else:
                     model = DummyClassifier().fit(X, y)
+                now = 1 if isinstance(model, DummyClassifier) else getattr(model, "n_passes_", nan)
+                rows_read += len(seen) * (now - before)
             checkpoints.append(model)
-        return checkpoints
+        return checkpoints, rows_read
 
     def _check_parameters(self) -> None:
         for name in ("n_shards", "n_slices"):

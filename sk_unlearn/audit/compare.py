@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.metrics import log_loss
 from sklearn.utils import check_random_state
 
+from ..exceptions import NotApplicableError
 from ._confidence import refuse_regressor
 from ._costs import NOTHING, Cost, Lesson, measured
 from ._views import weights
@@ -52,9 +53,11 @@ class Comparison:
         both to "retrain (same init)"; ``relearn_epochs`` and ``relearn_seconds`` of training on
         the deleted rows alone until their loss is at most 5% above the fitted model's (infinite
         after 200 epochs; NaN for what is no net); ``wall_seconds`` and ``cpu_seconds`` of the
-        answer; ``passes`` over the retained rows, as the training or the method counts them
-        (NaN where it does not say); ``memory_mib``, growth of the process's resident memory
-        during the answer (Linux; NaN elsewhere; not that of a GPU).
+        answer; ``passes`` over the retained rows, as the training or the method counts them: an
+        epoch is one, and so is each time a solver goes through all rows, for a value, a gradient,
+        a Hessian product or factors (NaN for what does not count them); ``memory_mib``,
+        growth of the process's resident memory during the answer (Linux; NaN elsewhere; not that
+        of a GPU).
     certificate : Certificate
         Of the method's release.
     """
@@ -93,8 +96,8 @@ def compare(
     "do nothing" is the fitted model; "retrain" fits on the rows that remain, from the same and,
     where the estimator has a ``random_state``, from another initialisation; "unlearn" is the
     estimator's method; "control" is its release from weights that have learnt nothing, where the
-    estimator has ``control``. The distance between the two retrainings is the yardstick for the
-    others.
+    estimator has ``control`` and its method starts from weights. The distance between the two
+    retrainings is the yardstick for the others.
 
     Parameters
     ----------
@@ -152,21 +155,23 @@ def compare(
     scale = _Scale(sets, retrained, nan if lesson is None else _RELEARNT * lesson.loss())
     rows = [
         scale.row("do nothing", fitted, NOTHING, 0.0),
-        scale.row("retrain (same init)", retrained, cost, _epochs(retrained)),
+        scale.row("retrain (same init)", retrained, cost, _passes_of_fit(retrained)),
     ]
     if other is not None:
         net, cost = measured(lambda: other.fit(*sets["retained"]))
-        rows.append(scale.row("retrain (other init)", net, cost, _epochs(net)))
+        rows.append(scale.row("retrain (other init)", net, cost, _passes_of_fit(net)))
     released = deepcopy(fitted)
     _, cost = measured(lambda: released.unlearn(**request))
     certificate = released.certificate_
-    passes = _passes(fitted, certificate, epsilon, delta)
+    passes = _passes(certificate)
     rows.append(scale.row(f"unlearn, {certificate.method}", released, cost, passes))
     if hasattr(fitted, "control"):
         subject = deepcopy(fitted)
-        net, cost = measured(lambda: subject.control(**request))
-        passes = _passes(fitted, net.certificate_, epsilon, delta)
-        rows.append(scale.row("control (no model)", net, cost, passes))
+        try:
+            net, cost = measured(lambda: subject.control(**request))
+        except NotApplicableError:  # a method that does nothing at deletion has none
+            return Comparison(rows, certificate)
+        rows.append(scale.row("control (no model)", net, cost, _passes(net.certificate_)))
     return Comparison(rows, certificate)
 
 
@@ -218,18 +223,15 @@ def _with_fixed_initialisation(estimator: Any) -> tuple[Any, Any]:
     return base.set_params(**{name: int(seed)}), clone(base).set_params(**{name: int(seed) + 1})
 
 
-def _epochs(model: Any) -> float:
-    """Return the passes over the rows that a net's training made; NaN if it took no such steps."""
+def _passes_of_fit(model: Any) -> float:
+    """Return the passes over the rows that training made; NaN for what does not count them."""
     steps = getattr(model, "steps", None)
-    history = getattr(steps[-1][1] if steps else model, "history_", None)
-    return float(len(history)) if history else nan
+    return float(getattr(steps[-1][1] if steps else model, "n_passes_", nan))
 
 
-def _passes(fitted: Any, certificate: Any, epsilon: float, delta: float) -> float:
-    """Return the passes that a release counted, or else those that its plan announces."""
+def _passes(certificate: Any) -> float:
+    """Return the passes over the retained rows that a release counted; NaN if it did not."""
     counted = getattr(certificate, "diagnostics", {}).get("passes")
-    if counted is None and hasattr(fitted, "plan"):
-        counted = fitted.plan(epsilon, delta).passes
     return nan if counted is None else float(counted)
 
 

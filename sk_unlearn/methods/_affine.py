@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from torch import nn
 
@@ -62,22 +64,23 @@ def prepare(problem: Problem, tol: float) -> tuple[Minimum, Factors | None, bool
     if isinstance(risk, HeadRisk):
         solution = minimise(risk, start, verbose=problem.verbose)
         factors = HeadFactors.at(risk, solution.weights, _MAX_FACTOR_BYTES)
-        return solution, factors, solution.at_floor
+        return replace(solution, n_passes=risk.n_passes), factors, solution.at_floor
     trained = not np.array_equal(start, risk.reference)
     factors = risk.factors(start) if trained else None
     solution = minimise(risk, start, tol, verbose=problem.verbose, factors=factors)
     factors = solution.factors or risk.factors(solution.weights)
-    return solution, factors, solution.bound <= tol or solution.at_floor
+    converged = solution.bound <= tol or solution.at_floor
+    return replace(solution, n_passes=risk.n_passes), factors, converged
 
 
 def solve(problem: Problem, tol: float) -> tuple[HeadRisk | LinearizedRisk, Minimum, int | None]:
     """Update the solved model where there is one; else, or if that misses, minimise.
 
     Returns the risk over the retained rows, where the solver stopped, and the passes of the
-    update, if that was enough.
+    update, if that was enough; the passes of the solver include those of an update that was not.
     """
     risk = risk_on(problem, problem.retained)
-    solved, start, n_passes = problem.state, first_iterate(problem), None
+    solved, start = problem.state, first_iterate(problem)
     factors = None if solved is None else solved.factors
     if isinstance(risk, LinearizedRisk):
         return risk, minimise(risk, start, tol, verbose=problem.verbose, factors=factors), None
@@ -87,7 +90,8 @@ def solve(problem: Problem, tol: float) -> tuple[HeadRisk | LinearizedRisk, Mini
         if updated.bound <= tol:
             return risk, updated, n_passes
         start = updated.weights
-    return risk, minimise(risk, start, tol, verbose=problem.verbose), n_passes
+    solution = minimise(risk, start, tol, verbose=problem.verbose)
+    return risk, replace(solution, n_passes=risk.n_passes), None
 
 
 def risk_on(problem: Problem, rows: Rows) -> HeadRisk | LinearizedRisk:

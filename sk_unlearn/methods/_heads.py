@@ -23,6 +23,7 @@ from ..exceptions import (
 )
 from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
+from ..head_update import SolvedHead
 from ..modules import FeatureHead
 from ._affine import HEADS, head_risk, obstacle, to_matrix, to_vector
 from ._checks import require_number
@@ -108,11 +109,22 @@ def solve(method: Any, problem: Problem, rows: Rows) -> Minimum:
     return solution
 
 
-def trained(method: Any, problem: Problem) -> np.ndarray:
-    """Return the weights that were kept, or train now on all rows, the deleted ones included."""
+def solved(method: Any, problem: Problem) -> tuple[np.ndarray, SolvedHead]:
+    """Solve for the rows of a fit; return the weights inside the ball, and what is kept."""
+    solution = solve(method, problem, problem.retained)
+    kept = SolvedHead(solution.weights, None, solution.n_iter, solution.n_passes)
+    return inside_ball(solution.weights, problem), kept
+
+
+def trained(method: Any, problem: Problem) -> tuple[np.ndarray, float]:
+    """Return the weights that were kept, or train now on all rows, the deleted ones included.
+
+    Returns also the passes over the rows that this takes now.
+    """
     if problem.state is not None:
-        return problem.state
-    return solve(method, problem, problem.before()).weights
+        return problem.state.weights, 0.0
+    solution = solve(method, problem, problem.before())
+    return solution.weights, solution.n_passes
 
 
 def check_row_norms(method: Any, rows: Rows) -> None:
@@ -159,7 +171,7 @@ def _largest_fraction(method: Any) -> Fraction:
 
 def newton_step(
     risk: HeadRisk, W: np.ndarray, gradient: np.ndarray, atol: float, row_norm: float
-) -> tuple[np.ndarray, float, int]:
+) -> tuple[np.ndarray, float]:
     """Solve ``H(W) step = -gradient`` by preconditioned conjugate gradients.
 
     Returns
@@ -167,14 +179,10 @@ def newton_step(
     step : ndarray of shape (K, d + 1)
     residual : float
         Proved bound on ``||H(W) step + gradient||``, rounding of the product included.
-    products : int
-        Hessian products, each a pass over the rows.
     """
-    product, products = risk.hessian_product(W), 0
+    product = risk.hessian_product(W)
 
     def apply(v: np.ndarray) -> np.ndarray:
-        nonlocal products
-        products += 1
         return product(v.reshape(W.shape)).ravel()
 
     factors = HeadFactors.at(risk, W, _MAX_FACTOR_BYTES)
@@ -190,7 +198,7 @@ def newton_step(
     step = solution.reshape(W.shape)
     image = apply(solution).reshape(W.shape)
     residual = upper(image + gradient) + hessian_product_rounding(risk, row_norm, W, step)
-    return step, residual + gamma(2) * (upper(image) + upper(gradient)), products
+    return step, residual + gamma(2) * (upper(image) + upper(gradient))
 
 
 def hessian_product_rounding(

@@ -30,6 +30,7 @@ class Trace:
     """What was seen while the steps ran."""
 
     steps: int = 0
+    rows: int = 0
     largest_gradient: float = 0.0
     not_finite: int = 0
 
@@ -165,6 +166,7 @@ def run(
             else:
                 x = problem.noise.release(x, float(sigmas[last]))
             trace.steps += 1
+            trace.rows += len(y)
     return x, trace
 
 

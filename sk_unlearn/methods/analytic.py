@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf, sqrt
+from typing import ClassVar
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
@@ -44,6 +45,8 @@ class RidgeSums:
     gram_error: float
     cross_error: float
     n_rows: int
+
+    n_passes: ClassVar[float] = 1.0
 
     @classmethod
     def of(cls, rows: Rows, n_classes: int) -> RidgeSums:

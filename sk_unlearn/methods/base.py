@@ -77,7 +77,7 @@ class Problem:
     noise : NoiseSource
         Where noise comes from.
     refit : callable
-        Trains from scratch on `retained`; returns the trained module.
+        Trains from scratch on `retained`; returns the trained module, and the epochs.
     finetune : callable
         ``finetune(weights, epochs)``: ordinary training on `retained` from released weights,
         with nothing else kept; returns the new weights (p,).
@@ -100,7 +100,7 @@ class Problem:
     retained: Rows
     deleted: Rows
     noise: NoiseSource
-    refit: Callable[[], nn.Module]
+    refit: Callable[[], tuple[nn.Module, float]]
     finetune: Callable[[np.ndarray, int], np.ndarray]
     seed: int
     state: Any = None
@@ -135,7 +135,8 @@ class Outcome:
     assumptions : tuple of Assumption
         What the method's theorem needed, and how well each part is founded.
     diagnostics : dict
-        Measurements of this run, for the operator.
+        Measurements of this run, for the operator; ``passes``: how often the retained rows were
+        gone through.
     module : nn.Module or None
         The whole released module, from methods whose release covers buffers too.
     scope : tuple of str

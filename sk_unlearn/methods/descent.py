@@ -9,6 +9,7 @@ from .. import bounds
 from ..assumptions import Assumption, Status
 from ..events import Event, GaussianRelease
 from ..exceptions import ToleranceNotReachedError
+from ..head_update import SolvedHead
 from . import _heads
 from ._checks import require_count, require_horizon
 from .base import OneShotMethod, Outcome, Problem, Setting
@@ -152,15 +153,14 @@ class DescentToDelete(OneShotMethod):
             distance = _heads.add_up(bounds.descent_distance(**constants), rounding, rounding)
         return GaussianRelease(distance, None, name, tuple(constants.items()))
 
-    def prepare(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    def prepare(self, problem: Problem) -> tuple[np.ndarray, SolvedHead]:
         """Solve to the declared gradient norm; keep the solution."""
-        W = _heads.solve(self, problem, problem.retained).weights
-        return _heads.inside_ball(W, problem), W
+        return _heads.solved(self, problem)
 
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Take the steps, also when no row is deleted."""
         _heads.check_fraction(self, problem)
-        W = _heads.trained(self, problem)
+        W, passes = _heads.trained(self, problem)
         risk = _heads.head_risk(problem, problem.retained)
         smoothness = dict(event.constants)["loss_smoothness"]
         size = 2.0 / (smoothness + 2.0 * risk.lam)
@@ -198,6 +198,7 @@ class DescentToDelete(OneShotMethod):
             ),
             _COVERED[self.state],
         )
-        diagnostics = {"step_rounding": rounding, "step_size": size}
-        kept = W if self.state == "secret" else None
+        passes += risk.n_passes
+        diagnostics = {"step_rounding": rounding, "step_size": size, "passes": passes}
+        kept = SolvedHead(W, None) if self.state == "secret" else None
         return Outcome(_heads.inside_ball(W, problem), event, assumptions, diagnostics, state=kept)

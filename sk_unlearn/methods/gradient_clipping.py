@@ -17,6 +17,7 @@ from ._checks import require_count, require_number
 from ._noisy import (
     BATCHES,
     BatchGradient,
+    Trace,
     clipped_step,
     fine_tuned,
     require_steps,
@@ -201,16 +202,25 @@ class GradientClipping(UnlearningMethod):
         """Project, run exactly the announced steps, fine-tune."""
         weights = problem.parameters.copy()
         radii = event.radii if isinstance(event, NoisyBlocks) else (event.radius,)
-        diagnostics = []
+        diagnostics, passes = [], float(self.finetune_epochs)
         for number, (chosen, radius) in enumerate(zip(self._masks(problem), radii, strict=True)):
-            weights[chosen], seen = _noised(problem, event, weights, chosen, radius, number, self)
-            diagnostics.append(seen)
+            weights[chosen], trace, norm = _noised(
+                problem, event, weights, chosen, radius, number, self
+            )
+            passes += trace.rows / len(problem.retained)
+            diagnostics.append(
+                {
+                    "start_norm_before_projection": norm,
+                    "largest_gradient": trace.largest_gradient,
+                    "gradients_not_finite": trace.not_finite,
+                }
+            )
         released, fine_tuning = fine_tuned(problem, weights, self.finetune_epochs)
         return Outcome(
             released,
             event,
             (*_assumptions(event), BATCHES, *fine_tuning),
-            {"noisy_steps": diagnostics},
+            {"noisy_steps": diagnostics, "passes": passes},
         )
 
     def _masks(self, problem: Problem) -> list[np.ndarray]:
@@ -233,8 +243,8 @@ def _noised(
     radius: float,
     number: int,
     method: GradientClipping,
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Run the steps of one block."""
+) -> tuple[np.ndarray, Trace, float]:
+    """Run the steps of one block; return also what was seen, and the norm before projection."""
     anchor = problem.reference[chosen]
     start = project(weights[chosen], anchor, radius)
     assert np.linalg.norm(start - anchor) <= radius
@@ -245,11 +255,7 @@ def _noised(
         problem, gradient, start, step, sigmas, method.batch_size, (problem.seed, number)
     )
     require_steps(trace.steps, event.steps)
-    return x, {
-        "start_norm_before_projection": float(np.linalg.norm(weights[chosen] - anchor)),
-        "largest_gradient": trace.largest_gradient,
-        "gradients_not_finite": trace.not_finite,
-    }
+    return x, trace, float(np.linalg.norm(weights[chosen] - anchor))
 
 
 def _assumptions(event: NoisyIterations | NoisyBlocks) -> tuple[Assumption, ...]:

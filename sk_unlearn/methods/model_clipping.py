@@ -132,9 +132,9 @@ class ModelClipping(UnlearningMethod):
             "largest_gradient": trace.largest_gradient,
             "gradients_not_finite": trace.not_finite,
         }
-        return Outcome(
-            released, event, (steps, BATCHES, *fine_tuning), {"noisy_steps": [diagnostics]}
-        )
+        passes = trace.rows / len(problem.retained) + self.finetune_epochs
+        seen = {"noisy_steps": [diagnostics], "passes": passes}
+        return Outcome(released, event, (steps, BATCHES, *fine_tuning), seen)
 
     def _step(self, problem: Problem, event: ModelClippingIterations) -> Centre:
         anchor, keep = problem.reference, 1.0 - self.learning_rate * problem.setting.lam

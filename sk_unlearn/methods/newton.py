@@ -206,19 +206,25 @@ class Newton(OneShotMethod):
         if newton:
             assumptions += self._declared()
         if not len(problem.deleted):
-            return Outcome(start, event, tuple(assumptions), state=self._kept(start))
+            nothing = {"passes": 0.0}
+            return Outcome(start, event, tuple(assumptions), nothing, state=self._kept(start))
         objective = _objective(problem, problem.retained)
+        passes = float(self.gradient == "retained")
         if newton and self.gradient == "deleted":
             self._check_influence_form(problem, objective, start)
+            passes += 1
         solution = self._solve(problem, objective, start, newton)
         step = solution.value.double().cpu().numpy()
         stepped = project(start - step, problem.reference, problem.setting.C)
         if newton:
-            assumptions += self._contradictions(objective, start, stepped)
+            contradictions, products = self._contradictions(objective, start, stepped)
+            assumptions += contradictions
+            passes += products
         diagnostics = {
             "residual_norm": solution.residual_norm,
             "solver_status": solution.status.name,
             "n_products": solution.n_products,
+            "passes": passes + solution.n_products,
             "step_norm": float(np.linalg.norm(step)),
         }
         kept = self._kept(stepped)
@@ -300,13 +306,17 @@ class Newton(OneShotMethod):
 
     def _contradictions(
         self, objective: Objective, start: np.ndarray, stepped: np.ndarray
-    ) -> list[Assumption]:
-        """Look for evidence against the declared constants; finding none proves nothing."""
+    ) -> tuple[list[Assumption], int]:
+        """Look for evidence against the declared constants; finding none proves nothing.
+
+        Returns also the Hessian products that this took.
+        """
         out = []
         here, there = (
             objective.hessian_at(objective.as_point(_point(w))) for w in (start, stepped)
         )
-        seen = extreme_eigenvalues(here).smallest
+        ends = extreme_eigenvalues(here)
+        seen, products = ends.smallest, ends.n_products
         if seen < self.lambda_min:
             out.append(
                 Assumption(
@@ -321,6 +331,7 @@ class Newton(OneShotMethod):
         if distance > 0:
             v = objective.as_point(_point(move / distance))
             slope = float(torch.linalg.vector_norm(there(v) - here(v))) / distance
+            products += 2
             if slope > self.hessian_lipschitz:
                 out.append(
                     Assumption(
@@ -330,7 +341,7 @@ class Newton(OneShotMethod):
                         f"{slope:.4g} > {self.hessian_lipschitz:g}",
                     )
                 )
-        return out
+        return out, products
 
 
 def _objective(problem: Problem, rows: Rows, dtype: torch.dtype | None = None) -> Objective:

@@ -62,7 +62,8 @@ class OutputPerturbation(OneShotMethod):
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Return the projected weights."""
         inside = project(problem.parameters, problem.reference, problem.setting.C)
-        return Outcome(inside, event, (BALL_BY_CONSTRUCTION,))
+        passes = float(self.finetune_epochs)
+        return Outcome(inside, event, (BALL_BY_CONSTRUCTION,), {"passes": passes})
 
     def unlearn(self, problem: Problem, event: Event) -> Outcome:
         """Add the noise, then fine-tune."""

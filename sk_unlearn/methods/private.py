@@ -129,6 +129,11 @@ class PrivateTraining(UnlearningMethod):
             "again, on the corrected data"
         )
 
+    @property
+    def passes_of_fit(self) -> float:
+        """Passes over the training rows that fit makes, in expectation."""
+        return float(self.steps * self.sample_rate)
+
     def passes(self, setting: Setting, n_rows: int) -> float:
         """Return the passes over the retained rows that a release makes: none."""
         return 0.0
@@ -173,7 +178,9 @@ class PrivateTraining(UnlearningMethod):
             Assumption("private training", Status.BY_CONSTRUCTION, mechanism),
             Assumption("group", Status.BY_CONSTRUCTION, group, f"{deleted} rows until now"),
         )
-        return Outcome(problem.parameters, event, assumptions, scope=_SCOPE, state=problem.state)
+        seen = {"passes": 0.0}
+        state = problem.state
+        return Outcome(problem.parameters, event, assumptions, seen, scope=_SCOPE, state=state)
 
     def _train(self, problem: Problem) -> np.ndarray:
         sums = _ClippedSums(problem, self.clip_norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, sqrt
 
 import numpy as np
@@ -34,11 +34,14 @@ class RemovalState:
         world without the deleted rows. It depends on the deleted rows.
     n_removed : int
         Rows removed since training.
+    n_passes : float
+        How often the rows were gone through to get here from the state before.
     """
 
     weights: np.ndarray
     residual: float
     n_removed: int = 0
+    n_passes: float = 0.0
 
 
 class CertifiedRemoval(UnlearningMethod):
@@ -154,7 +157,7 @@ class CertifiedRemoval(UnlearningMethod):
         """Remove within the budget; beyond it train again, or raise."""
         budget, state, step = event.residual, problem.state, 0.0
         if state is not None:
-            removed, passes = self._remove(problem, state)
+            removed = self._remove(problem, state)
             step = removed.residual - state.residual
         fits = state is not None and removed.residual <= budget
         if state is not None and not fits and self.on_spent == "raise":
@@ -165,7 +168,9 @@ class CertifiedRemoval(UnlearningMethod):
                 "or fit with a larger noise_std. Nothing was changed."
             )
         if not fits:
-            removed, passes = self._train(problem, NoiseSource()), None
+            spent = 0.0 if state is None else removed.n_passes
+            removed = self._train(problem, NoiseSource())
+            removed = replace(removed, n_passes=removed.n_passes + spent)
             if not removed.residual <= budget:
                 raise ToleranceNotReachedError(
                     f"the training error of both worlds alone is up to {removed.residual:.4g} in "
@@ -178,11 +183,11 @@ class CertifiedRemoval(UnlearningMethod):
             "residual_of_this_release": step,
             "retrained": not fits,
             "deletions_left": self.deletions_left(removed, event),
-            "passes": passes,
+            "passes": removed.n_passes,
         }
-        inside = _heads.inside_ball(removed.weights, problem)
+        inside, kept = _heads.inside_ball(removed.weights, problem), replace(removed, n_passes=0.0)
         return Outcome(
-            inside, event, self._assumptions(budget), diagnostics, scope=_SCOPE, state=removed
+            inside, event, self._assumptions(budget), diagnostics, scope=_SCOPE, state=kept
         )
 
     def _train(self, problem: Problem, noise: NoiseSource) -> RemovalState:
@@ -200,12 +205,13 @@ class CertifiedRemoval(UnlearningMethod):
                 f"{solution.rounding:.3g} is rounding), above tol={self.tol:g}; raise tol or lam. "
                 "Nothing was changed."
             )
-        return RemovalState(solution.weights, _heads.SLACK * 2 * n * float(self.tol))
+        allowed = _heads.SLACK * 2 * n * float(self.tol)
+        return RemovalState(solution.weights, allowed, n_passes=solution.n_passes)
 
-    def _remove(self, problem: Problem, state: RemovalState) -> tuple[RemovalState, int]:
+    def _remove(self, problem: Problem, state: RemovalState) -> RemovalState:
         """Take one Newton step on the rows that stay, and bound what gradient it leaves."""
         if not len(problem.deleted):
-            return state, 0
+            return replace(state, n_passes=0.0)
         retained = _risk(problem, problem.retained, problem.reference)
         deleted = _risk(problem, problem.deleted, problem.reference)
         n_u, n_r, W = len(problem.deleted), len(problem.retained), state.weights
@@ -218,7 +224,7 @@ class CertifiedRemoval(UnlearningMethod):
             gradient = gradient - new
             lost += rounding + _heads.gamma(3) * (_heads.upper(new) + _heads.upper(gradient))
         pull = -n_u / n_r * gradient
-        step, missed, products = _heads.newton_step(retained, W, pull, self.tol / 4, self.row_norm)
+        step, missed = _heads.newton_step(retained, W, pull, self.tol / 4, self.row_norm)
         constants = _heads.head_constants(self, problem.setting)
         moved = W + step
         missed += n_u / n_r * lost
@@ -235,7 +241,7 @@ class CertifiedRemoval(UnlearningMethod):
             float(self.row_norm),
         )
         spent = _heads.add_up(state.residual, _heads.SLACK * n_r * missed, taylor)
-        return RemovalState(moved, spent, state.n_removed + n_u), products + 3
+        return RemovalState(moved, spent, state.n_removed + n_u, retained.n_passes)
 
     def _assumptions(self, budget: float) -> tuple[Assumption, ...]:
         return (

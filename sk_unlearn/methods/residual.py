@@ -132,7 +132,7 @@ class Residual(OneShotMethod):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        solved = SolvedHead(solution.weights, factors, solution.n_iter)
+        solved = SolvedHead(solution.weights, factors, solution.n_iter, solution.n_passes)
         return _inside_ball(solved.weights, problem)[0], solved
 
     def center(self, problem: Problem, event: Event) -> Outcome:
@@ -149,7 +149,7 @@ class Residual(OneShotMethod):
             raise ToleranceNotReachedError(_advice(solution, tol))
         inside, active = _inside_ball(solution.weights, problem)
         factors = None if problem.state is None else problem.state.factors
-        solved = SolvedHead(solution.weights, factors, solution.n_iter)
+        solved = SolvedHead(solution.weights, factors, solution.n_iter, solution.n_passes)
         kept = solved if self.state == "secret" else None
         assumptions = _affine.assumptions(problem, risk, solution, tol)
         diagnostics = {
@@ -157,7 +157,7 @@ class Residual(OneShotMethod):
             "rounding": solution.rounding,
             "n_iter": solution.n_iter,
             "updated_in_passes": n_passes,
-            "n_passes": solution.n_passes,
+            "passes": solution.n_passes,
             "ball_active": active,
         }
         scope = _affine.scope(problem)

@@ -35,7 +35,7 @@ class Retrain(UnlearningMethod):
 
     def unlearn(self, problem: Problem, event: Event) -> Outcome:
         """Train from scratch."""
-        module = problem.refit()
+        module, passes = problem.refit()
         trained = [p.detach() for p in module.parameters() if p.requires_grad]
         vector = parameters_to_vector(trained).cpu().numpy().astype(np.float64)
         assumption = Assumption(
@@ -43,4 +43,4 @@ class Retrain(UnlearningMethod):
             Status.BY_CONSTRUCTION,
             "the same training as fit, from a fresh initialisation, on the retained rows alone",
         )
-        return Outcome(vector, event, (assumption,), module=module)
+        return Outcome(vector, event, (assumption,), {"passes": passes}, module)

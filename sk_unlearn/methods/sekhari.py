@@ -10,6 +10,7 @@ from ..assumptions import Assumption, Status
 from ..events import Event, GaussianRelease
 from ..exceptions import ToleranceNotReachedError
 from ..head_risk import HeadRisk
+from ..head_update import SolvedHead
 from . import _heads
 from .base import OneShotMethod, Outcome, Problem, Setting
 
@@ -116,15 +117,14 @@ class SekhariNewton(OneShotMethod):
         steps = int(np.argmin(distances))
         return steps, _heads.add_up(distances[steps], error)
 
-    def prepare(self, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    def prepare(self, problem: Problem) -> tuple[np.ndarray, SolvedHead]:
         """Solve to the declared gradient norm; keep the solution."""
-        W = _heads.solve(self, problem, problem.retained).weights
-        return _heads.inside_ball(W, problem), W
+        return _heads.solved(self, problem)
 
     def center(self, problem: Problem, event: Event) -> Outcome:
         """Step from the optimum of all rows; without deleted rows there is no step."""
         _heads.check_fraction(self, problem)
-        W = _heads.trained(self, problem)
+        W, passes = _heads.trained(self, problem)
         steps = int(dict(event.constants)["steps"]) if len(problem.deleted) else 0
         residual = 0.0
         if steps:
@@ -132,6 +132,7 @@ class SekhariNewton(OneShotMethod):
             for _ in range(steps):
                 W, missed = self._step(risk, W)
                 residual = max(residual, missed)
+            passes += risk.n_passes
         assumptions = (
             Assumption(
                 "constants",
@@ -154,13 +155,13 @@ class SekhariNewton(OneShotMethod):
                 f"{steps} steps, residual at most {residual:.3g}",
             ),
         )
-        diagnostics = {"n_steps": steps, "residual_norm": residual}
+        diagnostics = {"n_steps": steps, "residual_norm": residual, "passes": passes}
         return Outcome(_heads.inside_ball(W, problem), event, assumptions, diagnostics)
 
     def _step(self, risk: HeadRisk, W: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the next point, and the residual that would explain all its rounding."""
         _, rounding, gradient = risk.gradient_norm_bound(W)
-        step, residual, _ = _heads.newton_step(risk, W, gradient, self.tol / 4, self.row_norm)
+        step, residual = _heads.newton_step(risk, W, gradient, self.tol / 4, self.row_norm)
         moved = W + step
         residual += rounding + _heads.gamma(1) * risk.lam * _heads.upper(moved)
         if not residual <= self.tol:

@@ -133,8 +133,8 @@ def test_where_a_step_hurts_none_is_taken():
     X, y = _rows(2)
     net = _net(SekhariNewton(), 1e-3).fit(X, y)
     outcome = _center(net, [0])
-    assert outcome.diagnostics == {"n_steps": 0, "residual_norm": 0.0}
-    np.testing.assert_array_equal(outcome.parameters, _heads.to_vector(net.method_state_))
+    assert outcome.diagnostics == {"n_steps": 0, "residual_norm": 0.0, "passes": 0.0}
+    np.testing.assert_array_equal(outcome.parameters, _heads.to_vector(net.method_state_.weights))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,12 +192,12 @@ def test_secret_state_goes_on_from_the_un_noised_iterate_without_training():
     method = DescentToDelete(5, max_fraction=0.1, state="secret", horizon=3)
     net = _net(method, 0.1).fit(X, y)
     beta, W = dict(method.event(net._setting()).constants)["loss_smoothness"] + 0.1, None
-    W = net.method_state_
+    W = net.method_state_.weights
     for left in (59, 58):
         net.unlearn(indices=[0])
         for _ in range(5):
             W = W - 2 / (beta + 0.1) * _dense(W, X[-left:], y[-left:], 0.1, "ovr")[0]
-        np.testing.assert_allclose(net.method_state_, W, atol=1e-12)
+        np.testing.assert_allclose(net.method_state_.weights, W, atol=1e-12)
     certificate = net.certificate_
     assert not certificate.formal and len(certificate.earlier_mu) == 1
     assert certificate.composed[0] <= 1.0
