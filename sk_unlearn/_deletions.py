@@ -217,7 +217,7 @@ BudgetExceededError
                     )
                 end = end_of(since, self.heard_)
                 head = self.ledger_.released(ids, new["certificate_"], detail, after=end)
-            vars(self).update(new, queue_={}, heard_=head)
+            vars(self).update(new, queue_={}, heard_=head, served_=head)
 
     def _own_rows(self) -> TrainingRows:
         if self.rows_ is None:
@@ -266,10 +266,11 @@ BudgetExceededError
         ledger = DeletionLedger(self.ledger)
         if "ledger_" not in vars(self) or self.ledger_.path != ledger.path:
             self.ledger_ = ledger
-        self.model_id_, self.heard_ = uuid4().hex, GENESIS
+        self.model_id_, self.heard_, self.served_ = uuid4().hex, GENESIS, GENESIS
         self.queue_: Queue = {}
 
     def _leave_ledger(self) -> None:
         """Go on with an empty ledger in memory and no budget; for copies that are only tried."""
         config = self.fit_config_ | {"budget": None}
-        vars(self).update(ledger_=DeletionLedger(), heard_=GENESIS, queue_={}, fit_config_=config)
+        start = {"ledger_": DeletionLedger(), "heard_": GENESIS, "served_": GENESIS, "queue_": {}}
+        vars(self).update(start, fit_config_=config)

@@ -11,7 +11,9 @@ The new rows of a correction are in no ledger: one that was cut off fails, and o
 missed is repeated as a deletion of the rows as they were, unless it is asked for again first.
 
 Rows are found again by keyed digests (:mod:`sk_unlearn._row_names`). ``heard_`` is the head of
-the ledger up to which a net has taken in what happened.
+the ledger up to which a net has taken in what happened, ``served_`` that up to which it also has
+let go of every row that was released: between the two it may have queued them, and another
+process may have served that queue, for its own copy.
 """
 
 from __future__ import annotations
@@ -61,8 +63,12 @@ class RecoveryMixin(BudgetMixin):
             self.ledger_.failed(request_id, "the process ended before the correction: amend again")
         queue = {r: p for r, p in self.queue_.items() if r in pending}
         added = [r for r in pending if r not in queue]
+        again = {r: pending[r].detail["repeats"] for r in added if "repeats" in pending[r].detail}
+        served = self._served(self._own_entries()) if again else set()
         for request_id in added:
-            found = self._find(pending[request_id], rows, queue)
+            found = []
+            if again.get(request_id) not in served:  # else it is another copy's of this net
+                found = self._find(pending[request_id], rows, queue)
             if len(found):
                 queue[request_id] = found.tolist()
             else:
@@ -78,16 +84,18 @@ class RecoveryMixin(BudgetMixin):
 
     def _take_in(self, rows: TrainingRows) -> Queue:
         """Return what the next release must serve: what waits, and what this net missed."""
-        queue, since = self._recover(rows), self.ledger_.since(self.heard_)
-        missed = [e for e in since if e.state == RELEASED and self._ours(e)]
+        waiting, since = self._recover(rows), self.ledger_.since(self.served_)
+        queue, missed = waiting, [e for e in since if e.state == RELEASED and self._ours(e)]
         if missed:
-            mus = [Certificate.from_json(str(e.certificate)).proved_mu for e in missed]
-            names = [request_id for e in missed for request_id in e.request_ids]
+            new = [e for e in missed if e.sequence > self.heard_.sequence]
+            mus = [Certificate.from_json(str(e.certificate)).proved_mu for e in new]
             with hold_interrupt():
-                queue = self._repeat(rows, queue, missed)
-                self.n_releases_ += len(missed)
+                queue = self._repeat(rows, waiting, missed)
+                self.n_releases_ += len(new)
                 self.release_mus_ = (*self.release_mus_, *mus)
                 self.heard_ = end_of(since, self.heard_)
+        if queue.keys() > waiting.keys():
+            names = [request_id for e in new or missed for request_id in e.request_ids]
             _warn(
                 f"requests {names[:5]} ({len(names)} in all) were released after this net was "
                 f"stored, as {self.ledger_!r} says: the ledger is of after, this net of before. "
@@ -123,9 +131,7 @@ class RecoveryMixin(BudgetMixin):
         entries = self._own_entries()
         requests = {e.request_ids[0]: e for e in entries if e.state == REQUESTED}
         first = {r: entry.detail.get("repeats", r) for r, entry in requests.items()}
-        known = [e for e in entries if e.state == RELEASED and e.sequence <= self.heard_.sequence]
-        done = {first[r] for entry in known for r in entry.request_ids}
-        done |= {first[r] for r in queue if first[r] != r}
+        done = self._served(entries) | {first[r] for r in queue if first[r] != r}
         for request_id in dict.fromkeys(first[r] for entry in missed for r in entry.request_ids):
             if request_id not in done:
                 found = self._find(requests[request_id], rows, queue)
@@ -137,6 +143,12 @@ class RecoveryMixin(BudgetMixin):
         if self.rows_ is not None:
             self.queue_ = queue
         return queue
+
+    def _served(self, entries: list[LedgerEntry]) -> set[str]:
+        """Return the requests whose rows this net has let go of, as first asked for."""
+        first = {e.request_ids[0]: e.detail.get("repeats") for e in entries if e.state == REQUESTED}
+        known = [e for e in entries if e.state == RELEASED and e.sequence <= self.served_.sequence]
+        return {first[r] or r for entry in known for r in entry.request_ids}
 
     def _find(self, request: LedgerEntry, rows: TrainingRows, queue: Queue) -> np.ndarray:
         free = np.setdiff1d(np.arange(len(rows)), union(queue))

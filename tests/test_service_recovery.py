@@ -310,6 +310,38 @@ def test_a_further_copy_of_a_released_row_can_be_requested_of_an_older_net(path)
     assert [g.n_composed for g in old.guarantees()] == [2, 1]
 
 
+def test_rows_that_one_copy_queued_and_another_released_leave_both(path):
+    one = fitted(path)
+    stored = pickle.dumps(one)
+    one.request_deletion(indices=[7], request_id="ticket")
+    one.process_deletions()
+    copies = [pickle.loads(stored) for _ in range(2)]
+    with pytest.warns(UnlearningWarning, match="were released after"):
+        copies[0].request_deletion(indices=[8])  # queues row 7 once more, too
+    for copy in reversed(copies):
+        with pytest.warns(UnlearningWarning, match="net of before|is of before"):
+            copy.process_deletions()
+        assert left(copy) == without(7, 8) and not copy.ledger_.pending()
+    assert one.guarantees()[0].n_composed == 3
+    with pytest.warns(UnlearningWarning, match="were released after"):
+        one.process_deletions()
+    assert left(one) == without(7, 8)
+
+
+def test_what_another_copy_repeats_does_not_take_a_second_row_out_here(path):
+    one = fitted(path)
+    other = pickle.loads(pickle.dumps(one))
+    one.unlearn(X[:1], y[:1])  # of three copies with this owner
+    with pytest.warns(UnlearningWarning, match="were released after"):
+        other.request_deletion(indices=[149])
+    with pytest.warns(UnlearningWarning, match="were not served"):
+        one.process_deletions()
+    assert left(one) == without(0, 149)
+    with pytest.warns(UnlearningWarning, match="were released after"):
+        other.process_deletions()
+    assert left(other) == without(0, 149) and not other.ledger_.pending()
+
+
 def test_fit_refuses_while_a_request_waits_in_the_ledger_alone(path, monkeypatch):
     net = fitted(path)
     stored = pickle.dumps(net)
