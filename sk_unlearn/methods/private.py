@@ -18,7 +18,6 @@ from ..constraint import project
 from ..events import Event, PoissonSampledTraining
 from ..exceptions import DeletionRequestError, NotApplicableError
 from ._checks import require_count, require_number
-from ._noisy import fresh_torch_stream
 from .base import Outcome, Problem, Setting, UnlearningMethod
 
 _INSIDE = 1.0 - 1e-5
@@ -59,7 +58,8 @@ class PrivateTraining(UnlearningMethod):
     ------
     NotApplicableError
         At fit, when a parameter is out of range, for a module that Opacus cannot
-        differentiate row by row, and for ``partial_fit`` (a model that has seen rows already).
+        differentiate row by row or that is random (dropout), and for ``partial_fit`` (a model
+        that has seen rows already).
     DeletionRequestError
         At unlearn, beyond `max_deletions`.
 
@@ -188,9 +188,8 @@ class PrivateTraining(UnlearningMethod):
         std = rate * self.noise_multiplier * self.clip_norm
         x = project(problem.parameters, problem.reference, problem.setting.C)
         chosen = _poisson_samples(problem, self.sample_rate, self.steps)
-        device = sums.trainable[0].device
         quiet = problem.verbose < 1
-        with fresh_torch_stream((problem.seed,), device), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             for rows in tqdm(chosen, "private training", self.steps, leave=False, disable=quiet):
                 x = x - rate * sums(x, rows) - self.learning_rate * lam * (x - problem.reference)
@@ -200,6 +199,7 @@ class PrivateTraining(UnlearningMethod):
 
 
 _SCOPE = (
+    "whether the module computes the output of a row from that row alone",
     "that the float32 gradient of a row differs, in its last bits, with the rows it is computed "
     "together with",
 )
@@ -235,9 +235,21 @@ class _ClippedSums:
         )
         self.module.zero_grad()
         X, y = self.X[rows].to(like.device), self.y[rows].to(like.device)
+        before = _random_state(like.device)
         self.criterion(self.module(X), y).backward()
+        if not torch.equal(before, _random_state(like.device)):
+            raise NotApplicableError(
+                f"{type(self.module._module).__name__} draws random numbers (dropout?): one row "
+                "more or less would change what the others draw, and so the sum by more than its "
+                "own clipped gradient; leave them out"
+            )
         gradients = [p.grad_sample.flatten(1).double() for p in self.trainable]
         return torch.cat(clipped_sums(gradients, self.clip_norm)).cpu().numpy()
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    own = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.tensor([])
+    return torch.cat([torch.get_rng_state(), own.to(torch.uint8)])
 
 
 def clipped_sums(gradients: list[torch.Tensor], clip_norm: float) -> list[torch.Tensor]:

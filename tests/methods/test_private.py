@@ -245,6 +245,20 @@ def test_a_row_moves_the_sum_by_no_more_than_the_norm_it_is_clipped_to(problem):
         sums(np.zeros(37), np.zeros(private._MOST_ROWS + 1, dtype=int))
 
 
+def test_dropout_is_refused_since_a_row_changes_the_masks_of_the_others(problem):
+    """With the masks of a stream that is public, one row more moves the whole sum."""
+    module = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+    masks = []
+    for n_rows in (40, 41):
+        torch.manual_seed(0)
+        masks.append(module[1](torch.ones(n_rows, 5))[-40:])
+    assert not torch.equal(*masks)
+    sums = private._ClippedSums(SimpleNamespace(**(vars(problem) | {"module": module})), 1.0)
+    size = sum(p.numel() for p in module.parameters())
+    with pytest.raises(NotApplicableError, match="draws random numbers"):
+        sums(np.zeros(size), np.arange(40))
+
+
 def test_rows_are_sampled_independently_at_the_declared_rate(problem):
     chosen = np.zeros((4000, len(X)))
     for step, rows in enumerate(private._poisson_samples(problem, 0.13, 4000)):
