@@ -7,8 +7,6 @@ from math import isinf
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from .assumptions import CORRECTION
-
 if TYPE_CHECKING:
     from .certificate import Certificate
 
@@ -18,24 +16,20 @@ def headline(c: Certificate) -> str:
     if isinf(c.epsilon):
         return "Nothing is promised: epsilon is infinite."
     if c.epsilon == 0 and c.delta == 0:
-        others = "on the corrected data" if _corrects(c) else "without the deleted rows"
+        others = "on the corrected data" if c.corrects else "without the deleted rows"
         promise = f"exact: the released model has the law of one retrained {others}"
     else:
-        what = "correction" if _corrects(c) else "deletion"
+        what = "correction" if c.corrects else "deletion"
         promise = f"({c.epsilon:g}, {c.delta:g})-certified {what}"
     return (
         f"Formal certificate, {promise}." if c.formal else f"NOT a formal certificate: {promise}."
     )
 
 
-def _corrects(c: Certificate) -> bool:
-    return CORRECTION in c.assumptions
-
-
 def rows(c: Certificate) -> list[tuple[str, str]]:
     """Return the figures as (name, text)."""
     out = [("method", c.method)]
-    if c.n_deleted is not None and _corrects(c):
+    if c.n_deleted is not None and c.corrects:
         out.append(("rows", f"{c.n_deleted} of {c.n_retained} corrected"))
     elif c.n_deleted is not None:
         out.append(("rows", f"{c.n_deleted} deleted, {c.n_retained} retained"))

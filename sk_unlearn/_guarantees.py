@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is promised today for one deletion.
+    """What is promised today for one deletion, or correction.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from . import bounds
 from ._certificate_json import READ, finite, without_repetition
 from ._certificate_text import as_html, as_text
 from .accounting import compose, event_delta, event_mu, gaussian_delta, gaussian_epsilon
-from .assumptions import Assumption, Status
+from .assumptions import CORRECTION, Assumption, Status
 from .events import Event, GaussianRelease, ObjectivePerturbation, UncertifiedRelease
 from .exceptions import CertificateError, SkUnlearnError
 
@@ -31,7 +31,8 @@ class Certificate:
 
     The statement is (T0) of the theory notes: the released parameters are
     (epsilon, delta)-indistinguishable from those of the same release step run on a model
-    that never saw the deleted rows. ``epsilon`` is what was asked for, to the last bit;
+    that never saw the deleted rows, or, if rows were corrected, saw them as they are now.
+    ``epsilon`` is what was asked for, to the last bit;
     what the event buys is never more than that (:meth:`verify`).
 
     Parameters
@@ -49,7 +50,7 @@ class Certificate:
     event : Event
         The record of what ran.
     n_deleted : int or None
-        Rows deleted by this release; None in the public copy.
+        Rows deleted, or corrected, by this release; None in the public copy.
     n_retained : int
         Rows that remain.
     n_parameters : int or None
@@ -107,6 +108,11 @@ class Certificate:
     def composed_mu(self) -> float:
         """Gaussian-DP parameter of this and the earlier releases together, rounded up (T19)."""
         return compose((*self.earlier_mu, self.proved_mu))
+
+    @property
+    def corrects(self) -> bool:
+        """True when rows were corrected, not deleted: it is about training on what they became."""
+        return any(a.name == CORRECTION.name for a in self.assumptions)
 
     @property
     def formal(self) -> bool:

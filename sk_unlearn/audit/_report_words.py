@@ -16,6 +16,23 @@ STATUS = {
 }
 
 
+def noun(certificate: Any) -> str:
+    """Return what was done."""
+    return "correction" if certificate.corrects else "deletion"
+
+
+def rows(certificate: Any) -> str:
+    """Return what the model must not give away."""
+    return "the rows as they were" if certificate.corrects else "the deleted rows"
+
+
+def reference(certificate: Any) -> str:
+    """Return how the model was trained that the released one is compared with."""
+    return "trained " + (
+        "on the corrected data" if certificate.corrects else "without the deleted rows"
+    )
+
+
 def verdict(certificate: Any) -> tuple[str, str, str]:
     """Return (kind, headline, sentence): kind is "good", "doubt" or "bad"."""
     c = certificate
@@ -23,18 +40,15 @@ def verdict(certificate: Any) -> tuple[str, str, str]:
         return (
             "bad",
             "Nothing is promised",
-            "The deletion ran, but no statement about it is proved. Treat the model as if it still "
-            "contained the deleted rows.",
+            f"The {noun(c)} ran, but no statement about it is proved. Treat the model as if it "
+            f"still contained {rows(c)}.",
         )
     if c.epsilon == 0 and c.delta == 0:
-        promise = (
-            "The released model follows exactly the law of one that was trained without the "
-            "deleted rows."
-        )
+        promise = f"The released model follows exactly the law of one that was {reference(c)}."
     else:
         promise = (
-            "Whoever sees the released model can hardly tell it from one that never had the "
-            "deleted rows. How hardly is stated below, in numbers."
+            "Whoever sees the released model can hardly tell it from one that never had "
+            f"{rows(c)}. How hardly is stated below, in numbers."
         )
     if c.formal:
         return "good", "Certified", f"{promise} Everything this rests on is enforced or proved."
@@ -52,19 +66,20 @@ def promise(certificate: Any) -> list[str]:
         return []
     if c.epsilon == 0 and c.delta == 0:
         return [
-            "The deletion is exact: ε = 0 and δ = 0. Nothing that is computed from the released "
-            "model depends on the deleted rows."
+            f"The {noun(c)} is exact: ε = 0 and δ = 0. Nothing that is computed from the released "
+            f"model depends on {rows(c)}."
         ]
+    there, seen = ("wrong", "wrong in") if c.corrects else ("there", "in")
     factor = f"{exp(c.epsilon):.4g}" if c.epsilon < 700 else f"e^{c.epsilon:.4g}"
     rarely = f"1 in {round(1 / c.delta):,}" if 0 < c.delta < 0.5 else f"{c.delta:g}"
     return [
         f"ε = {c.epsilon:g} and δ = {c.delta:g}. Take any conclusion that somebody may draw from "
-        "the released model. Its probability after this deletion is at most "
-        f"{factor} times (that is e to the power ε) its probability had the rows never been "
-        f"there, plus {rarely} (that is δ); and the same with the two cases exchanged.",
-        "An observer who must guess whether the rows were once in the training data, with even "
-        f"odds before looking, is right in at most {100 * best_guess(c):.1f} of 100 cases; "
-        "without looking at the model it is 50.",
+        f"the released model. Its probability after this {noun(c)} is at most {factor} times "
+        f"(that is e to the power ε) its probability had the rows never been {there}, plus "
+        f"{rarely} (that is δ); and the same with the two cases exchanged.",
+        f"An observer who must guess whether the rows were once {seen} the training data, "
+        f"with even odds before looking, is right in at most {100 * best_guess(c):.1f} of 100 "
+        "cases; without looking at the model it is 50.",
     ]
 
 
@@ -87,7 +102,7 @@ def facts(certificate: Any) -> list[tuple[str, str]]:
     c = certificate
     out = [("Certificate issued", c.created.replace("T", " ").replace("+00:00", " UTC"))]
     if c.n_deleted is not None:
-        out.append(("Rows deleted", f"{c.n_deleted:,}"))
+        out.append((f"Rows {'corrected' if c.corrects else 'deleted'}", f"{c.n_deleted:,}"))
     out += [
         ("Rows that remain", f"{c.n_retained:,}"),
         ("Method", c.method),

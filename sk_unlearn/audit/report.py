@@ -120,6 +120,9 @@ def _certificate_part(certificate: Any, audit: Any) -> dict[str, Any]:
     ]
     return {
         "verdict": words.verdict(certificate),
+        "noun": words.noun(certificate),
+        "rows": words.rows(certificate),
+        "reference": words.reference(certificate),
         "promise": words.promise(certificate),
         "facts": words.facts(certificate),
         "assumptions": founded,

@@ -253,3 +253,21 @@ def test_no_part_is_wider_than_a_narrow_window(full, tmp_path):
     done = chromium("--dump-dom", "--window-size=500,900", path.as_uri(), home=tmp_path / "home")
     content, window = re.search(r"<title>(\d+)/(\d+)</title>", done.stdout).groups()
     assert int(content) <= int(window)
+
+
+@pytest.mark.parametrize("method", [None, Retrain()], ids=["noise", "exact"])
+def test_a_correction_is_called_one_throughout(tmp_path, method):
+    X, y = load_iris(return_X_y=True)
+    clf = CertifiedNeuralClassifier(LinearHead, C=100.0, method=method or "auto").fit(X, y)
+    clf.amend(X[:2], y[:2], X[:2] + 0.1, y[:2])
+    assert clf.certificate_.corrects
+    text = read(report(clf, tmp_path / "page.html")).text
+    assert "Correction report" in text and "trained on the corrected data" in text
+    assert "Rows corrected" in text and "Rows deleted" not in text
+    assert "had the rows never been wrong" in text or method is not None
+    promised = text[: text.index("What is not promised")]
+    assert "deleted" not in promised and "deletion" not in promised.lower()
+    clf.unlearn(indices=[0])
+    assert not clf.certificate_.corrects
+    text = read(report(clf, tmp_path / "page.html")).text
+    assert "Deletion report" in text and "trained without the deleted rows" in text
