@@ -58,8 +58,8 @@ class PrivateTraining(UnlearningMethod):
     ------
     NotApplicableError
         At fit, when a parameter is out of range, for a module that Opacus cannot
-        differentiate row by row or that is random (dropout), and for ``partial_fit`` (a model
-        that has seen rows already).
+        differentiate row by row or that is random (dropout), for a criterion with
+        ``ignore_index``, and for ``partial_fit`` (a model that has seen rows already).
     DeletionRequestError
         At unlearn, beyond `max_deletions`.
 
@@ -100,6 +100,12 @@ class PrivateTraining(UnlearningMethod):
         if self.sample_rate > 1:
             raise NotApplicableError(
                 f"PrivateTraining(sample_rate={self.sample_rate!r}): give a probability"
+            )
+        if getattr(criterion, "ignore_index", -1) >= 0:
+            raise NotApplicableError(
+                f"PrivateTraining does not apply: criterion with ignore_index="
+                f"{criterion.ignore_index} divides by the number of rows that count, so that one "
+                "row more changes the gradients of all; leave it out"
             )
         opacus, module = _opacus(), deepcopy(module).train()
         errors = opacus.validators.ModuleValidator.validate(module, strict=False)
@@ -199,7 +205,7 @@ class PrivateTraining(UnlearningMethod):
 
 
 _SCOPE = (
-    "whether the module computes the output of a row from that row alone",
+    "whether module and criterion compute the loss of a row from that row alone",
     "that the float32 gradient of a row differs, in its last bits, with the rows it is computed "
     "together with",
 )

@@ -259,6 +259,18 @@ def test_dropout_is_refused_since_a_row_changes_the_masks_of_the_others(problem)
         sums(np.zeros(size), np.arange(40))
 
 
+def test_a_criterion_that_ignores_a_class_is_refused(problem):
+    """It divides by the rows that count: one more of them, and the gradient of each changes."""
+    ignoring = nn.CrossEntropyLoss(ignore_index=0)
+    sums = private._ClippedSums(SimpleNamespace(**(vars(problem) | {"criterion": ignoring})), 1e6)
+    point = np.concatenate([p.detach().numpy().ravel() for p in problem.module.parameters()])
+    zero, one = (int(np.flatnonzero(y == label)[0]) for label in (0, 1))
+    alone, beside = (sums(point.astype(float), np.array(rows)) for rows in ([one], [one, zero]))
+    assert np.linalg.norm(beside - alone) > 0.9 * np.linalg.norm(alone)
+    with pytest.raises(NotApplicableError, match="ignore_index=0"):
+        fitted(covering(), criterion=nn.CrossEntropyLoss, criterion__ignore_index=0)
+
+
 def test_rows_are_sampled_independently_at_the_declared_rate(problem):
     chosen = np.zeros((4000, len(X)))
     for step, rows in enumerate(private._poisson_samples(problem, 0.13, 4000)):
