@@ -144,3 +144,16 @@ def test_twenty_deletions_in_a_row_do_not_drift():
     gap = retrained.score(PIXELS[1400:], LABELS[1400:]) - net.score(PIXELS[1400:], LABELS[1400:])
     assert abs(gap) < 0.02
     assert max(passes[10:]) <= max(passes[:10]) + 1
+
+
+def test_without_a_refresh_the_next_release_factors_the_hessian_where_it_starts(monkeypatch):
+    net = CertifiedNeuralClassifier(LinearHead, C=100.0).fit(PIXELS, LABELS)
+    net.unlearn(indices=range(5))
+
+    def refused(self):
+        raise AssertionError("a preconditioner that knows nothing of the released weights")
+
+    monkeypatch.setattr(HeadRisk, "preconditioner", refused)
+    net.unlearn(indices=range(5))
+    assert net.certificate_.formal
+    assert net.certificate_.diagnostics["n_passes"] <= 25

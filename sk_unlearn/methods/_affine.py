@@ -18,6 +18,8 @@ from ..modules import FeatureHead, LinearHead, Linearized, LinearRegressor
 from .base import Problem, Rows, Setting
 
 _MAX_FACTOR_BYTES = 2**30
+_TRAINED = 0.9
+"""Weights with less than this share of the anchor's risk are worth factors of their Hessian."""
 HEADS: tuple[type[nn.Module], ...] = (LinearHead, LinearRegressor, FeatureHead)
 
 
@@ -62,7 +64,9 @@ def prepare(problem: Problem, tol: float) -> tuple[Minimum, Factors | None, bool
     """
     risk, start = risk_on(problem, problem.retained), first_iterate(problem)
     if isinstance(risk, HeadRisk):
-        solution = minimise(risk, start, verbose=problem.verbose)
+        trained = risk.value(start) < _TRAINED * risk.value(risk.reference)
+        factors = risk.factors(start) if trained else None
+        solution = minimise(risk, start, verbose=problem.verbose, factors=factors)
         factors = HeadFactors.at(risk, solution.weights, _MAX_FACTOR_BYTES)
         return replace(solution, n_passes=risk.n_passes), factors, solution.at_floor
     trained = not np.array_equal(start, risk.reference)
@@ -89,8 +93,10 @@ def solve(problem: Problem, tol: float) -> tuple[HeadRisk | LinearizedRisk, Mini
         updated, n_passes = delete(solved, risk, risk_on(problem, problem.deleted), tol, added)
         if updated.bound <= tol:
             return risk, updated, n_passes
-        start = updated.weights
-    solution = minimise(risk, start, tol, verbose=problem.verbose)
+        start, factors = updated.weights, None
+    if factors is None:
+        factors = risk.factors(start)
+    solution = minimise(risk, start, tol, verbose=problem.verbose, factors=factors)
     return risk, replace(solution, n_passes=risk.n_passes), None
 
 
