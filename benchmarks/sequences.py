@@ -59,7 +59,7 @@ def certified(data, count: int, refresh: bool = False, **state) -> tuple[float, 
             {
                 "response": response,
                 "rebuild": rebuild,
-                "passes": found["n_passes"],
+                "passes": found["passes"],
                 "accuracy": net.score(X_test, y_test),
                 "formal": net.certificate_.formal,
             }
