@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from ._rows import as_ids
 from ._validation import check_additions, check_guarantee
 from .assumptions import CORRECTION, Assumption
 from .exceptions import DeletionRequestError, NotApplicableError
@@ -39,10 +42,11 @@ class AmendMixin:
         ----------
         X_old, y_old : array-like of shape (k, ...), (k,), optional
             The rows as they were trained on, named by content as in ``unlearn``; or name them by
-            `indices` or `sample_ids` (all rows of these ids, in the order of training).
+            `indices` or `sample_ids` (all rows of these ids; the rows of one id in the order of
+            training).
         X_new, y_new : array-like of shape (k, ...), (k,)
-            What they should have been, in the same order. For labels alone, pass the old features
-            again, and the other way round.
+            What they should have been, in the order in which the rows are named. For labels
+            alone, pass the old features again, and the other way round.
         epsilon, delta : float
             The guarantee, as in ``unlearn``.
         indices, sample_ids : array-like, optional
@@ -99,6 +103,8 @@ class AmendMixin:
         if obstacle:
             raise NotApplicableError(f"{self.method_!r} cannot amend: {obstacle}")
         rows, positions = self._find_rows(X_old, y_old, indices, sample_ids)
+        if sample_ids is not None:
+            positions = positions[_in_order_of(as_ids(sample_ids), rows.sample_ids[positions])]
         new = self._with_features(self._request_rows(X_new, y_new, "X_new", "y_new"))
         if not len(positions) or len(positions) != len(new):
             raise DeletionRequestError(
@@ -120,3 +126,9 @@ class AmendMixin:
         release = partial(self._release, corrected, old, *asked, *more)
         self._release_recorded(old, sample_ids is not None, again, release, amend=True)
         return self
+
+
+def _in_order_of(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the order that sorts `ids` as they stand in `wanted`, equal ones as they are."""
+    sorter = np.argsort(wanted)
+    return np.argsort(sorter[np.searchsorted(wanted, ids, sorter=sorter)], kind="stable")

@@ -312,6 +312,20 @@ def test_the_ledger_says_that_it_was_a_correction(tmp_path):
     fitted.ledger_.verify()
 
 
+def test_new_rows_are_taken_in_the_order_in_which_ids_are_named():
+    owners = [f"p{i // 2}" for i in range(len(X))]
+    fitted = net("residual").fit(X, y, sample_ids=owners)
+    named, rows = ["p40", "p3", "p7"], [80, 81, 6, 7, 14, 15]
+    new = X[rows] + np.arange(1, 7, dtype=np.float32)[:, None] / 8
+    fitted.amend(sample_ids=named, X_new=new, y_new=y[rows])
+    np.testing.assert_array_equal(fitted.rows_.X[rows], new)
+    fitted.amend(indices=rows[::-1], X_new=new, y_new=y[rows[::-1]])
+    np.testing.assert_array_equal(fitted.rows_.X[rows[::-1]], new)
+    numbered = net("residual").fit(X, y, sample_ids=np.arange(len(X)) + 1000)
+    numbered.amend(sample_ids=[1090, 1003, 1017, 1060], X_new=NEW_X, y_new=NEW_Y)
+    np.testing.assert_array_equal(numbered.rows_.X, FIXED_X)
+
+
 def test_a_correction_that_was_cut_off_is_not_taken_for_a_deletion(tmp_path):
     fitted = net("residual").set_params(ledger=tmp_path / "ledger.db").fit(X, y)
     fitted._record(fitted.rows_.take(AT), False, "cut-off", amend=True)  # and the process dies
