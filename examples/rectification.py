@@ -40,11 +40,11 @@ print(f"fitted on {len(X_train)} rows, {len(wrong)} of them mislabelled")
 # %%
 # Correct
 # -------
-# The rows as they were, and as they should have been. Only the labels change here; features are
-# corrected in the same way, and rows can be named by ``indices=`` or ``sample_ids=`` too.
+# The rows as they were, and what the labels should have been. Features are corrected in the same
+# way, with ``X_new=``, and rows can be named by ``indices=`` or ``sample_ids=`` too.
 
 start = perf_counter()
-clf.amend(X_train[wrong], y_given[wrong], X_train[wrong], y_train[wrong], epsilon=1.0, delta=1e-5)
+clf.amend(X_train[wrong], y_given[wrong], y_new=y_train[wrong], epsilon=1.0, delta=1e-5)
 amend_time = perf_counter() - start
 
 # %%

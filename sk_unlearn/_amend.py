@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ._rows import as_ids
+from ._rows import TrainingRows, as_ids
 from ._validation import check_additions, check_guarantee
 from .assumptions import CORRECTION, Assumption
 from .exceptions import DeletionRequestError, NotApplicableError
@@ -44,9 +45,9 @@ class AmendMixin:
             The rows as they were trained on, named by content as in ``unlearn``; or name them by
             `indices` or `sample_ids` (all rows of these ids; the rows of one id in the order of
             training).
-        X_new, y_new : array-like of shape (k, ...), (k,)
-            What they should have been, in the order in which the rows are named. For labels
-            alone, pass the old features again, and the other way round.
+        X_new, y_new : array-like of shape (k, ...), (k,), optional
+            What they should have been, in the order in which the rows are named. Without `X_new`
+            the features stay as they are, without `y_new` the labels.
         epsilon, delta : float
             The guarantee, as in ``unlearn``.
         indices, sample_ids : array-like, optional
@@ -87,7 +88,7 @@ class AmendMixin:
         >>> from sk_unlearn.modules import LinearHead
         >>> X, y = load_iris(return_X_y=True)
         >>> clf = CertifiedNeuralClassifier(LinearHead, lam=1e-2).fit(X, y)
-        >>> clf = clf.amend(X[:2], y[:2], X[:2], [1, 1], epsilon=1.0, delta=1e-5)
+        >>> clf = clf.amend(X[:2], y[:2], y_new=[1, 1], epsilon=1.0, delta=1e-5)
         >>> clf.certificate_.formal, clf.certificate_.n_retained
         (True, 150)
         """
@@ -105,7 +106,8 @@ class AmendMixin:
         rows, positions = self._find_rows(X_old, y_old, indices, sample_ids)
         if sample_ids is not None:
             positions = positions[_in_order_of(as_ids(sample_ids), rows.sample_ids[positions])]
-        new = self._with_features(self._request_rows(X_new, y_new, "X_new", "y_new"))
+        old = rows.take(positions)
+        new = self._with_features(self._new_rows(X_new, y_new, old))
         if not len(positions) or len(positions) != len(new):
             raise DeletionRequestError(
                 f"{len(positions)} rows to correct and {len(new)} corrected ones; rows are "
@@ -119,13 +121,26 @@ class AmendMixin:
                 "name rows by position; call process_deletions() first"
             )
         self._hint()
-        corrected, old = rows.corrected(positions, new), rows.take(positions)
+        corrected = rows.corrected(positions, new)
         self._check_remaining(corrected, old)
         asked = self._asked(epsilon, delta, again)
         more = ((CORRECTION, *assumptions), (*_SCOPE, *scope), positions)
         release = partial(self._release, corrected, old, *asked, *more)
         self._release_recorded(old, sample_ids is not None, again, release, amend=True)
         return self
+
+    def _new_rows(self, X_new: Any, y_new: Any, old: TrainingRows) -> TrainingRows:
+        if X_new is None and y_new is None:
+            raise DeletionRequestError("nothing is to be corrected: pass X_new, y_new or both")
+        with warnings.catch_warnings():
+            if X_new is None:
+                X_new = old.X
+                warnings.filterwarnings("ignore", message="X does not have valid feature names")
+            if y_new is None:
+                names = self._label_names()
+                shape = () if names is not None else self.target_shape_
+                y_new = (old.y if names is None else names[old.y]).reshape(len(old), *shape)
+            return self._request_rows(X_new, y_new, "X_new", "y_new")
 
 
 def _in_order_of(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,7 +257,7 @@ def snapshot(fitted):
         ((X[AT], (y[AT] + 1) % 3, NEW_X, NEW_Y), UnknownRowError, "another label"),
         ((X[AT], y[AT], NEW_X[:2], NEW_Y[:2]), DeletionRequestError, "4 rows to correct and 2"),
         ((X[:0], y[:0], NEW_X[:0], NEW_Y[:0]), DeletionRequestError, r"0 sample\(s\)"),
-        ((X[AT], y[AT], NEW_X, None), DeletionRequestError, "y_new is missing"),
+        ((X[AT], y[AT], None, None), DeletionRequestError, "pass X_new, y_new or both"),
         ((X[AT], y[AT], NEW_X, [7, 7, 7, 7]), DeletionRequestError, "y_new.*7"),
         ((X[AT], y[AT], NEW_X[:, :2], NEW_Y), DeletionRequestError, "X_new"),
         ((X[AT], y[AT], NEW_X * np.nan, NEW_Y), DeletionRequestError, "NaN"),
@@ -310,6 +311,25 @@ def test_the_ledger_says_that_it_was_a_correction(tmp_path):
     assert released.state == "released" and released.request_ids == requested.request_ids
     np.testing.assert_array_equal(fitted.rows_.X[[3, 17]], NEW_X[1:3])
     fitted.ledger_.verify()
+
+
+def test_what_is_left_out_stays_as_it_was():
+    names = np.array(["setosa", "versicolor", "virginica"])
+    table = pd.DataFrame(X, columns=list("abcd"))
+    fitted = net("residual").fit(table, names[y], sample_ids=np.arange(len(X)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.amend(sample_ids=AT, y_new=names[NEW_Y])
+        fitted.amend(indices=AT, X_new=table.iloc[AT] + np.float32(0.05))
+    np.testing.assert_allclose(fitted.rows_.X, FIXED_X, atol=1e-7)
+    np.testing.assert_array_equal(fitted.rows_.y, FIXED_Y)
+    for targets in (X[:, 0], X[:, :2], X[:, :1]):
+        reg = CertifiedNeuralRegressor(LinearRegressor, C=100.0).fit(X, targets)
+        reg.amend(indices=AT, X_new=NEW_X).amend(indices=AT, y_new=targets[AT] + 1)
+        moved = targets.reshape(len(X), -1).copy()
+        moved[AT] += 1
+        np.testing.assert_array_equal(reg.rows_.X, FIXED_X)
+        np.testing.assert_allclose(reg.rows_.y, moved, atol=1e-6)
 
 
 def test_new_rows_are_taken_in_the_order_in_which_ids_are_named():
