@@ -183,7 +183,7 @@ BudgetExceededError
         """Record a request and serve it, with those that wait; record how it failed, if it does.
 
         A ledger in memory dies with the process, so nothing is written to it before the end:
-        what fails leaves it as it was. In a file it says so.
+        what fails before leaves it as it was. In a file it says so.
         """
         new, request = uuid4().hex, (rows, by_ids)
         detail = {"amend": True} if amend else {}

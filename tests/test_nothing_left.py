@@ -27,6 +27,7 @@ from sk_unlearn import (
 from sk_unlearn.exceptions import SkUnlearnError
 from sk_unlearn.methods import (
     Analytic,
+    CertifiedRemoval,
     DescentToDelete,
     GradientClipping,
     ModelClipping,
@@ -37,7 +38,14 @@ from sk_unlearn.methods import (
     Retrain,
     SekhariNewton,
 )
-from sk_unlearn.modules import LinearHead, LinearRegressor, RidgeHead
+from sk_unlearn.modules import (
+    MLP,
+    FeatureHead,
+    LinearHead,
+    Linearized,
+    LinearRegressor,
+    RidgeHead,
+)
 
 N, D = 90, 6
 GONE = [3, 50, 51]
@@ -61,6 +69,9 @@ METHODS = {
     "newton": {"method": Newton()},
     "retrain": {"method": Retrain(), "random_state": None},  # or dead units go the same way
     "private": {"method": PrivateTraining(4.0, steps=3, max_deletions=5)},
+    "removal": HEAD | {"method": CertifiedRemoval(5.0, row_norm=1.3), "lam": 0.1},
+    "feature head": {"module": FeatureHead, "module__backbone": MLP, "C": 100.0},
+    "linearized": {"module": Linearized, "module__module": MLP, "lam": 0.1, "C": 100.0},
 }
 
 
@@ -78,7 +89,9 @@ def _dumps(estimator):
 
 def _before(net):
     """The numbers that must go: weights, moments, losses, what was prepared; no public constant."""
-    public = numbers_in(net.reference_, net.optimizer_.defaults, net._ball()._inner, X)
+    frozen = [p for p in net.module_.parameters() if not p.requires_grad]
+    frozen += net.module_.buffers()
+    public = numbers_in(net.reference_, net.optimizer_.defaults, net._ball()._inner, X, *frozen)
     parts = [net.module_, net.optimizer_, net.history_, net.method_state_]
     return np.setdiff1d(numbers_in(*parts), public)
 
@@ -141,6 +154,8 @@ def test_the_walk_finds_what_views_storages_closures_and_containers_hide():
 def test_nothing_of_before_is_left(name, tmp_path):
     net = _fitted(name)
     rows, old = telling([X[GONE]]), _before(net)
+    if net.rows_.features is not None:
+        old = np.concatenate([old, telling([net.rows_.features.values[GONE]])])
     generator = net.rng_state_.numpy().tobytes()
     assert count(rows, buffers(net)) >= len(rows)
     assert any(generator in memory for memory in buffers(net))
@@ -201,7 +216,22 @@ def test_nothing_is_left_without_stored_data(name):
     assert count(old, held) == 0
 
 
-def test_nothing_is_left_in_a_regressor():
+def test_nothing_is_left_beside_permanent_rows(tmp_path):
+    net = CertifiedNeuralClassifier(**METHODS["feature head"], max_epochs=2, random_state=0)
+    net.fit(X, y, sample_ids=OWNERS, permanent=np.arange(N) >= 60)
+    old = np.concatenate([_before(net), telling([net.rows_.features.values[GONE]])])
+    net.save(tmp_path / "net", include_data=True)
+    loaded = CertifiedNeuralClassifier.load(tmp_path / "net")
+    for one in (net, loaded):
+        one.unlearn(X[GONE], y[GONE])
+        _assert_clean(one, old)
+        one.save(tmp_path / "net", include_data=True)
+        content = (tmp_path / "net").read_bytes()
+        assert occurrences(X[GONE].ravel(), content) == 0 < occurrences(X[80], content)
+        assert occurrences(old, content) == 0
+
+
+def test_nothing_is_left_in_a_regressor(tmp_path):
     targets = (X @ rng.normal(size=D)).astype(np.float32)
     net = CertifiedNeuralRegressor(LinearRegressor, C=100.0).fit(X, targets)
     old = _before(net)
@@ -210,6 +240,10 @@ def test_nothing_is_left_in_a_regressor():
     assert count(telling([X[GONE]]), held) == 0
     assert count(telling([targets[GONE]]), held) == 0
     assert count(old, held) == 0
+    net.save(tmp_path / "net", include_data=True)
+    for content in (*_dumps(net), (tmp_path / "net").read_bytes()):
+        assert occurrences(X[GONE].ravel(), content) == 0 < occurrences(X[80], content)
+        assert occurrences(old, content) == 0
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -16,7 +16,7 @@ from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from sk_unlearn import CertifiedNeuralClassifier, _net_file
+from sk_unlearn import CertifiedNeuralClassifier, CertifiedNeuralRegressor, _net_file
 from sk_unlearn._plain_values import NotPlainError, decode, encode
 from sk_unlearn.curvature import CG
 from sk_unlearn.exceptions import (
@@ -29,12 +29,14 @@ from sk_unlearn.exceptions import (
 from sk_unlearn.ledger import DeletionLedger
 from sk_unlearn.methods import (
     Analytic,
+    CertifiedRemoval,
     GradientClipping,
     Newton,
     Residual,
     Retrain,
 )
-from sk_unlearn.modules import LinearHead, RidgeHead
+from sk_unlearn.modules import MLP, FeatureHead, LinearHead, Linearized, LinearRegressor, RidgeHead
+from sk_unlearn.noise import NoiseSource
 
 X, y = load_iris(return_X_y=True)
 LABELS = np.array(["setosa", "versicolor", "virginica"])[y]
@@ -63,6 +65,13 @@ CASES = {
         "classes": np.array(["other", "setosa", "versicolor", "virginica"]),
     },
     "newton": {"method": Newton(solver=CG(tol=1e-3), noise_std=1e-3)},
+    "feature head": {"module": FeatureHead, "module__backbone": MLP, "C": 100.0},
+    "linearized": {"module": Linearized, "module__module": MLP, "lam": 0.1, "C": 100.0},
+    "removal": {
+        "module": LinearHead,
+        "method": CertifiedRemoval(50.0, row_norm=12.0, tol=1e-6),
+        "lam": 0.1,
+    },
     "sgd": {"optimizer": torch.optim.SGD, "criterion": nn.CrossEntropyLoss, "lr": 0.125},
 }
 
@@ -113,6 +122,44 @@ def test_a_loaded_net_is_the_saved_one_and_goes_on(name, include_data, tmp_path)
         loaded.unlearn(X[gone], LABELS[gone], X_r=X[stay], y_r=LABELS[stay])
         assert loaded.certificate_.n_retained == 146
     assert loaded.certificate_.verify().n_deleted in (2, 3)
+
+
+@pytest.mark.parametrize("include_data", [False, True])
+@pytest.mark.parametrize("targets", [X[:, 3], X[:, 2:]], ids=["one", "two"])
+def test_a_loaded_regressor_is_the_saved_one_and_goes_on(targets, include_data, tmp_path):
+    net = CertifiedNeuralRegressor(LinearRegressor, lam=1e-2, C=100.0).fit(X[:, :2], targets)
+    net.unlearn(indices=[0]).save(tmp_path / "net", include_data=include_data)
+    loaded = CertifiedNeuralRegressor.load(tmp_path / "net")
+    np.testing.assert_array_equal(loaded.predict(X[:, :2]), net.predict(X[:, :2]))
+    rest = {} if include_data else {"X_r": X[3:, :2], "y_r": targets[3:]}
+    loaded.unlearn(X[1:3, :2], targets[1:3], **rest)
+    assert loaded.certificate_.verify().formal and loaded.certificate_.n_retained == 147
+    with pytest.raises(SavedNetError, match="holds a CertifiedNeuralRegressor; use its load"):
+        CertifiedNeuralClassifier.load(tmp_path / "net")
+
+
+@pytest.mark.parametrize("name", ["feature head", "linearized"])
+def test_the_next_release_after_load_is_that_of_the_saved_net(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(NoiseSource, "gaussian", lambda self, size, std: np.zeros(size))
+    net = _net(name).fit(X, y).unlearn(indices=[0, 77])
+    net.save(tmp_path / "net", include_data=True)
+    loaded = CertifiedNeuralClassifier.load(tmp_path / "net").unlearn(indices=[3])
+    net.unlearn(indices=[3])
+    assert loaded.certificate_.formal
+    assert loaded.certificate_.event == net.certificate_.event
+    for key, value in _arrays(net).items():
+        np.testing.assert_allclose(_arrays(loaded)[key], value, atol=1e-6)
+
+
+def test_a_loaded_net_of_certified_removal_trains_again_and_says_so(tmp_path):
+    net = _net("removal").fit(X, y)
+    net.save(tmp_path / "net", include_data=True)
+    loaded = CertifiedNeuralClassifier.load(tmp_path / "net").unlearn(indices=[0])
+    net.unlearn(indices=[0])
+    retrained = [n.certificate_.diagnostics["retrained"] for n in (net, loaded)]
+    assert retrained == [False, True]
+    loaded.unlearn(indices=[0])
+    assert not loaded.certificate_.diagnostics["retrained"]
 
 
 def test_partial_fit_goes_on_from_the_loaded_weights(tmp_path):

@@ -60,7 +60,9 @@ class CertifiedRemoval(UnlearningMethod):
     Applies to :class:`sk_unlearn.modules.LinearHead` with ``lam > 0`` on rows in a ball. b is
     always drawn from the operating system, whatever ``noise_seed`` says. After a release the
     estimator keeps the sum of the residual bounds, which depends on the deleted rows: it is the
-    operator's, and so are pickles. ``refresh`` trains again, in idle time.
+    operator's, and so are pickles. ``refresh`` trains again, in idle time. A net that ``load`` read
+    from a file of ``save`` has neither that sum nor the weights it belongs to: its next removal
+    trains again.
 
     Parameters
     ----------

@@ -12,7 +12,6 @@ from scipy.stats import chi2
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 
-import sk_unlearn._unlearning as unlearning
 from sk_unlearn import Certificate, CertifiedNeuralClassifier, CertifiedNeuralRegressor
 from sk_unlearn._net import to_vector
 from sk_unlearn.methods import (
@@ -200,11 +199,16 @@ def _fail_with(error):
 
 
 STEPS = [
-    "NoiseSource",
-    "check_guarantee",
-    "deepcopy",
-    "Certificate.issue",
-    "History",
+    "_unlearning.check_guarantee",
+    "_deletions.DeletionsMixin._take_in",
+    "_unlearning.UnlearningMixin._split",
+    "_budget.announced",
+    "_unlearning.NoiseSource",
+    "_unlearning.UnlearningMixin._certify",
+    "_unlearning.Certificate.issue",
+    "_unlearning.deepcopy",
+    "_unlearning.History",
+    "ledger.DeletionLedger.request",
 ]
 
 
@@ -215,14 +219,28 @@ def test_an_error_at_any_step_leaves_the_net_as_it_was(monkeypatch, name, step, 
     net = CASES[name]().fit(X, y)
     before, attributes = _snapshot(net), set(vars(net))
     with monkeypatch.context() as patch:
-        target, _, attribute = step.rpartition(".")
-        where = getattr(unlearning, target) if target else unlearning
-        patch.setattr(where, attribute, _fail_with(error))
+        patch.setattr(f"sk_unlearn.{step}", _fail_with(error))
         with pytest.raises(error):
             net.unlearn(X[:3], y[:3])
     assert set(vars(net)) == attributes
     assert _snapshot(net) == before
     net.unlearn(X[:3], y[:3])
+
+
+@pytest.mark.parametrize("error", [_Boom, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("name", ["residual-ovr", "output", "retrain"])
+def test_an_error_at_the_commit_leaves_the_net_as_it_was_and_the_ledger_says_so(
+    monkeypatch, name, error
+):
+    net = CASES[name]().fit(X, y)
+    before = _snapshot(net)
+    with monkeypatch.context() as patch:
+        patch.setattr("sk_unlearn.ledger.DeletionLedger.released", _fail_with(error))
+        with pytest.raises(error):
+            net.unlearn(X[:3], y[:3])
+    assert [entry.state for entry in net.ledger_] == ["requested", "failed"]
+    net.ledger_ = pickle.loads(before).ledger_
+    assert _snapshot(net) == before
 
 
 @pytest.mark.parametrize("error", [_Boom, KeyboardInterrupt])
