@@ -42,7 +42,7 @@ $(VENV)/stamp-plots $(VENV)/stamp-test $(VENV)/stamp-docs: $(VENV)/stamp-%: requ
 	$(PIP) -r $<
 	@touch $@
 
-demo: $(VENV)/stamp-base
+demo: $(VENV)/stamp-plots
 	$(PY) examples/quickstart.py
 
 test: $(VENV)/stamp-test
