@@ -28,7 +28,8 @@ class Guarantee:
     n_rows : int
         How many rows it named.
     epsilon, delta : float
-        The guarantee, composed over `n_composed` releases.
+        The guarantee (T0), composed over `n_composed` releases. It is about all rows that its
+        release deleted, together.
     mu : float or None
         Gaussian-DP parameter, composed and rounded up; None where a release has none.
     formal : bool
