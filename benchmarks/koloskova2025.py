@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from copy import deepcopy
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
 
 import numpy as np
 import torch
+from _koloskova_tables import over_control, show_gains, shown
 from sklearn.model_selection import train_test_split
 
 from sk_unlearn import CertifiedNeuralClassifier
@@ -70,7 +72,7 @@ def load(name: str, quick: bool) -> tuple[np.ndarray, ...]:
         X, y = load_adult(return_X_y=True)
         n_train, n_test = 26_000, 6561
     return train_test_split(
-        X, y, train_size=2000 if quick else n_train, test_size=n_test, random_state=0, stratify=y
+        X, y, train_size=8000 if quick else n_train, test_size=n_test, random_state=0, stratify=y
     )
 
 
@@ -148,9 +150,8 @@ def epsilons(name: str, data: tuple, share: float, budget: int, seed: int) -> li
             if what == "gradient clipping":
                 asked["published noise"] = bought
             for noise, epsilon in asked.items():
-                model.fit(X, y)
                 request = {"indices": gone, "epsilon": epsilon, "delta": DELTA}
-                figures = with_control(model, request, (X_test, y_test))
+                figures = with_control(deepcopy(model), request, (X_test, y_test))
                 rows.append(
                     {"data": name, "share": share, "seed": seed, "method": what, "noise": noise}
                     | {"nominal": nominal, "certified": epsilon}
@@ -179,23 +180,6 @@ def private_training(name: str, data: tuple, budget: int, seed: int) -> list[dic
     return rows
 
 
-def shown(rows: list[dict], keys: tuple[str, ...]) -> str:
-    """Return the mean over seeds of accuracy and control, one line for each value of `keys`."""
-    lines = []
-    for group in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
-        here = [row for row in rows if tuple(row[k] for k in keys) == group]
-        label = "  ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in group)
-        line = f"{label:<62}" + _mean_and_spread([r["accuracy"] for r in here if "accuracy" in r])
-        if "control" in here[0]:
-            line += "   control" + _mean_and_spread([row["control"] for row in here])
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _mean_and_spread(values: list[float]) -> str:
-    return f"{mean(values):7.2f} ±{np.std(values):5.2f}" if values else "   no noise suffices"
-
-
 def plot(rows: list[dict], path: Path) -> None:
     import matplotlib
 
@@ -203,7 +187,9 @@ def plot(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = sorted({(row["data"], row["share"]) for row in rows})
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels) + 1.8, 3.6), squeeze=False
+    )
     for axis, (data, share) in zip(axes[0], panels, strict=True):
         here = [row for row in rows if (row["data"], row["share"]) == (data, share)]
         budgets = sorted({row["budget"] for row in here})
@@ -215,7 +201,7 @@ def plot(rows: list[dict], path: Path) -> None:
                     axis.plot(budgets, means, style, color=f"C{number}", label=label, markersize=4)
         axis.set(title=f"{data}, {share:.0%} deleted", xlabel="epochs", xticks=budgets)
     axes[0, 0].set_ylabel("test accuracy, %")
-    axes[0, -1].legend(fontsize=6)
+    axes[0, -1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
@@ -234,7 +220,7 @@ def main() -> None:
     torch.set_num_threads(1)
     shares, budgets, budget = (0.01, 0.1), (1, 2, 4, 8, 16), 8
     if args.quick:
-        args.seeds, shares, budgets, budget = 1, (0.1,), (1, 4), 2
+        args.seeds, shares, budgets, budget = 5, (0.1,), (1, 4), 4
     curves, sweep, private = [], [], []
     for name in HIDDEN:
         data = load(name, args.quick)
@@ -243,19 +229,18 @@ def main() -> None:
                 for epochs in budgets:
                     curves += budget_curves(name, data, share, epochs, seed)
             sweep += epsilons(name, data, shares[-1], budget, seed)
-            private += private_training(name, data, 5 * budget, seed)
-    print("budgets (epochs)\n" + shown(curves, ("data", "share", "budget", "method")))
+            if seed == 0 or not args.quick:
+                private += private_training(name, data, 5 * budget, seed)
+    print(f"test accuracy in percent, mean ± standard error over {args.seeds} seeds")
+    print("\nbudgets (epochs)\n" + shown(curves, ("data", "share", "budget", "method")))
     keys = ("data", "method", "noise", "nominal", "certified")
     print("\nepsilons (nominal, certified)\n" + shown(sweep, keys))
     print("\nDP-SGD at (1, 1e-5) for a group of rows\n" + shown(private, ("data", "group")))
-    gains = [r["accuracy"] - r["control"] for r in curves + sweep if "control" in r]
-    print(
-        f"\nmethod minus control, {len(gains)} pairs: {mean(gains):+.2f} ± {np.std(gains):.2f} "
-        "points"
-    )
+    gains = over_control(curves + sweep)
+    show_gains(gains, EPSILON, DELTA)
     record = {
         "setting": SETTING | CLIPPING,
-        "over control": {"mean": mean(gains), "std": float(np.std(gains)), "pairs": len(gains)},
+        "over control": gains,
         "budgets": curves,
         "epsilons": sweep,
         "private training": private,

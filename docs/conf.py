@@ -58,6 +58,7 @@ html_title = f"sk_unlearn {release}"
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
+    "header_links_before_dropdown": 3,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
