@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from . import bounds
-from .head_factors import HeadFactors, cholesky
+from .head_factors import SKETCH_RANK, HeadFactors, HeadSketch, cholesky
 from .logit_losses import LOSSES, Map
 
 _BLOCK_BYTES = 3 * 2**17
@@ -210,23 +210,23 @@ class HeadRisk:
         return total
 
     def preconditioner(self) -> Map:
-        """Return the inverse of ``beta X'X/n + lam I``, or of its diagonal for many features."""
+        """Return the inverse of ``beta X'X/n + lam I``, or of a sketch for many features."""
         beta = self.constants.smoothness
         if self.shape[1] > _MAX_DIRECT:
-            squares = sum(np.einsum("ij,ij->j", block, block) for _, block in self.blocks())
-            scale = beta * squares / len(self.y) + self.lam
-            return lambda V: V / scale
+            return HeadSketch.of(self, np.full(len(self.y), beta)).solve
         factor = cholesky(beta * self.gram(), self.lam)
         return lambda V: cho_solve(factor, V.T, check_finite=False).T
 
     @property
     def factor_cost(self) -> float:
         """Return how many Hessian products the factors cost."""
-        return self.shape[1] * _FACTOR_COST
+        K, d = self.shape
+        return d * _FACTOR_COST if 8 * d * d <= _MAX_BYTES else SKETCH_RANK / K
 
-    def factors(self, W: np.ndarray) -> HeadFactors | None:
-        """Return the factors of the Hessian at W; None if they exceed 1 GiB."""
-        return HeadFactors.at(self, W, _MAX_BYTES)
+    def factors(self, W: np.ndarray) -> HeadFactors | HeadSketch:
+        """Return the factors of the Hessian at W; a sketch if one exceeds 1 GiB."""
+        factors = HeadFactors.at(self, W, _MAX_BYTES)
+        return HeadSketch.of(self, self.curvature(W).mean(axis=1)) if factors is None else factors
 
 
 def _logits(X: np.ndarray, W: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import cho_solve
 
 from .convex import Minimum
-from .head_factors import HeadFactors
+from .head_factors import HeadFactors, HeadSketch
 from .head_risk import HeadRisk
 
 _DEPTH = 8
@@ -31,8 +31,8 @@ class SolvedHead:
     ----------
     weights : ndarray of shape (K, d + 1)
         The optimum, float64, before any projection or noise.
-    factors : HeadFactors or None
-        Of the Hessian there; None when they exceed the memory that was allowed.
+    factors : HeadFactors or HeadSketch
+        Of the Hessian there.
     n_iter : int
         Newton steps to get there.
     n_passes : float
@@ -40,7 +40,7 @@ class SolvedHead:
     """
 
     weights: np.ndarray
-    factors: HeadFactors | None
+    factors: HeadFactors | HeadSketch
     n_iter: int = 0
     n_passes: float = 0.0
 
@@ -57,7 +57,7 @@ def delete(
     Parameters
     ----------
     solved : SolvedHead
-        At the optimum of both sets of rows together; its factors must be there.
+        At the optimum of both sets of rows together, with :class:`HeadFactors`.
     retained, deleted : HeadRisk
         Risks of the two sets of rows, with the same penalty.
     tol : float

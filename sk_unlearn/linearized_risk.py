@@ -200,7 +200,11 @@ class LinearizedRisk:
         """Return a sketch of the Hessian at v, from every fourth row."""
         some = self._jacobian(torch.float32, step=_SHARE)
         product = self._product(some, self.logits(v)[::_SHARE])
-        return NystromFactors.of(product, self.shape[0], self._rank, self.lam)
+
+        def products(V: torch.Tensor) -> torch.Tensor:
+            return torch.stack([product(column) for column in V.T], dim=1)
+
+        return NystromFactors.of(products, self.shape[0], self._rank, self.lam)
 
 
 def _logits(jacobian: Jacobian, v: np.ndarray) -> np.ndarray:

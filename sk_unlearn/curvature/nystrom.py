@@ -40,7 +40,7 @@ class NystromFactors:
         Parameters
         ----------
         product : callable
-            ``v -> A v`` on vectors (p,), symmetric and positive semi-definite.
+            ``V -> A V`` on columns (p, rank), symmetric and positive semi-definite.
         size, rank : int
             p, and how many products are spent.
         lam : float
@@ -51,13 +51,13 @@ class NystromFactors:
         >>> import numpy as np
         >>> import torch
         >>> scale = torch.tensor([100.0, 10.0, 1.0])
-        >>> factors = NystromFactors.of(lambda v: scale * v, size=3, rank=3, lam=1.0)
+        >>> factors = NystromFactors.of(lambda V: scale[:, None] * V, size=3, rank=3, lam=1.0)
         >>> factors.solve(np.array([101.0, 11.0, 2.0])).round(3)
         array([2., 2., 2.])
         """
         generator = torch.Generator().manual_seed(0)
         test = torch.linalg.qr(torch.rand(size, rank, generator=generator) - 0.5)[0]
-        image = torch.stack([product(column).float() for column in test.T], dim=1)
+        image = product(test).float()
         shift = float(torch.finfo(torch.float32).eps * torch.linalg.vector_norm(image) * rank)
         image.add_(test, alpha=shift)
         core = (test.T @ image).double()

@@ -17,7 +17,6 @@ from ..linearized_risk import LinearizedRisk
 from ..modules import FeatureHead, LinearHead, Linearized, LinearRegressor
 from .base import Problem, Rows, Setting
 
-_MAX_FACTOR_BYTES = 2**30
 _TRAINED = 0.9
 """Weights with less than this share of the anchor's risk are worth factors of their Hessian."""
 HEADS: tuple[type[nn.Module], ...] = (LinearHead, LinearRegressor, FeatureHead)
@@ -67,7 +66,7 @@ def prepare(problem: Problem, tol: float) -> tuple[Minimum, Factors | None, bool
         trained = risk.value(start) < _TRAINED * risk.value(risk.reference)
         factors = risk.factors(start) if trained else None
         solution = minimise(risk, start, verbose=problem.verbose, factors=factors)
-        factors = HeadFactors.at(risk, solution.weights, _MAX_FACTOR_BYTES)
+        factors = risk.factors(solution.weights)
         return replace(solution, n_passes=risk.n_passes), factors, solution.at_floor
     trained = not np.array_equal(start, risk.reference)
     factors = risk.factors(start) if trained else None
@@ -88,7 +87,7 @@ def solve(problem: Problem, tol: float) -> tuple[HeadRisk | LinearizedRisk, Mini
     factors = None if solved is None else solved.factors
     if isinstance(risk, LinearizedRisk):
         return risk, minimise(risk, start, tol, verbose=problem.verbose, factors=factors), None
-    if factors is not None and len(problem.deleted):
+    if isinstance(factors, HeadFactors) and len(problem.deleted):
         added = risk_on(problem, problem.added) if len(problem.corrected) else None
         updated, n_passes = delete(solved, risk, risk_on(problem, problem.deleted), tol, added)
         if updated.bound <= tol:
