@@ -181,8 +181,9 @@ class Coarse(Recorder):
 @BOTH
 @pytest.mark.parametrize("slip", [1e-3, 1e-7])
 def test_a_coarse_search_is_sharpened_where_the_proof_fails(multi_class, slip):
-    exact, other = make_risk(multi_class), make_risk(multi_class)
-    other.X = exact.X * (1 + slip)
+    exact = make_risk(multi_class)
+    shifted = exact.X[:, :-1] * (1 + slip)
+    other = HeadRisk(shifted, exact.y, 3, exact.lam, exact.reference, multi_class)
     found = minimise(Coarse(exact, other), zero(exact), 1e-10)
     assert found.bound == exact.gradient_norm_bound(found.weights)[0] <= 1e-10
     stuck = minimise(Coarse(exact, other, can_sharpen=False), zero(exact), 1e-10)
