@@ -33,7 +33,7 @@ clf = CertifiedNeuralClassifier(LinearHead, lam=1e-3, C=100.0, random_state=0)
 start = perf_counter()
 clf.fit(X_train, y_train)
 fit_time = perf_counter() - start
-print(f"fitted on {len(X_train)} rows in {fit_time:.2f} s")
+print(f"Fitted on {len(X_train)} rows of digits in {fit_time:.2f} s.")
 
 # %%
 # Delete
@@ -49,6 +49,7 @@ nothing = clone(clf).fit(X_train, y_train)
 start = perf_counter()
 clf.unlearn(X_u, y_u, epsilon=1.0, delta=1e-5)
 unlearn_time = perf_counter() - start
+print(f"Deleted {len(forget)} of them in {unlearn_time:.2f} s. The certificate of that:\n")
 
 # %%
 # The certificate
@@ -56,13 +57,15 @@ unlearn_time = perf_counter() - start
 # What is promised, on which assumptions, and what is not promised.
 
 print(clf.certificate_)
+print("\n(T0), (T12) and so on are the statements of docs/theory.md, with proof or source.")
 
 # %%
 # The same as JSON, for whoever wants to check it: ``verify`` recomputes the statement from
 # the recorded event.
 
 public = clf.certificate_.to_json("public")
-print(type(clf.certificate_).from_json(public).verify().formal)
+checked = type(clf.certificate_).from_json(public).verify()
+print(f"Its public copy, read back: the recorded event proves epsilon = {checked.epsilon:g}.")
 
 # %%
 # What it cost
@@ -72,6 +75,7 @@ start = perf_counter()
 retrained = clone(clf).fit(X_r, y_r)
 retrain_time = perf_counter() - start
 
+print("\nShare of right answers on the rows that stay, on the deleted ones, and on new ones:\n")
 print(f"{'':34}{'retained':>10}{'deleted':>10}{'test':>10}{'seconds':>10}")
 for name, net, seconds in (
     ("do nothing", nothing, 0.0),
@@ -90,6 +94,7 @@ assert abs(clf.score(X_test, y_test) - retrained.score(X_test, y_test)) <= 0.01
 # One page for whoever answers for the deletion: what is promised in plain words, an attempt to
 # refute it, what it cost, and how to check all of that.
 
+print("\nTrying to refute the certificate, and writing the report ...")
 blank = clone(clf)
 page = report(
     clf,
@@ -97,4 +102,4 @@ page = report(
     comparison=compare(blank, X_train, y_train, forget, X_test, y_test),
     audit=audit_unlearning(blank, X_train, y_train, forget, n_runs=100),
 )
-print(f"report: {page}")
+print(f"Open this page in a browser: {page}")

@@ -27,7 +27,7 @@ def certificate_figure(certificate: Any, audit: Any) -> str | None:
         if audit.certified_mu is not None and audit.mu_lower:
             bounds["mu_lower"] = audit.mu_lower
     return _svg(
-        lambda ax: PrivacyProfileDisplay.from_certificate(certificate, ax=ax, **bounds), (6.4, 4)
+        lambda ax: PrivacyProfileDisplay.from_certificate(certificate, ax=ax, **bounds), (5.2, 3.6)
     )
 
 
@@ -40,7 +40,7 @@ def audit_figure(audit: Any) -> str | None:
         lambda ax: TradeoffDisplay.from_certificate(
             audit.certificate, *scores, confidence=audit.confidence, ax=ax
         ),
-        (5, 5),
+        (5.2, 5.4),
     )
 
 
@@ -48,13 +48,13 @@ def comparison_figure(comparison: Any) -> str:
     """Draw the accuracies of a comparison."""
     height = 1.3 + 0.55 * len(comparison.rows)
     return _svg(
-        lambda ax: UnlearningComparisonDisplay.from_table(comparison.rows, ax=ax), (7.5, height)
+        lambda ax: UnlearningComparisonDisplay.from_table(comparison.rows, ax=ax), (5.6, height)
     )
 
 
 def ledger_figure(ledger: Any) -> str:
     """Draw the requests and releases of a ledger over time."""
-    return _svg(lambda ax: DeletionTimelineDisplay.from_ledger(ledger, ax=ax), (7.5, 3.2))
+    return _svg(lambda ax: DeletionTimelineDisplay.from_ledger(ledger, ax=ax), (5.6, 3))
 
 
 def _svg(draw: Callable[[Any], Any], size: tuple[float, float]) -> str:

@@ -48,7 +48,7 @@ def verdict(certificate: Any) -> tuple[str, str, str]:
     else:
         promise = (
             "Whoever sees the released model can hardly tell it from one that never had "
-            f"{rows(c)}. How hardly is stated below, in numbers."
+            f"{rows(c)}; how hard that is, is stated below in numbers."
         )
     if c.formal:
         return "good", "Certified", f"{promise} Everything this rests on is enforced or proved."
@@ -109,7 +109,16 @@ def facts(certificate: Any) -> list[tuple[str, str]]:
         ("Numbers in the model", f"{c.n_parameters:,} weights"),
     ]
     if c.composed is not None:
-        out.append(("All releases", f"epsilon = {c.composed[0]:.4g} for the earliest deletion"))
+        n = len(c.earlier_mu) + 1
+        seen = f"{n} releases since training" if n > 1 else "the first release since training"
+        out.append(
+            (
+                "State that was kept",
+                "weights without noise, to make later deletions cheap; so releases add up. For the "
+                f"deletion that came first, after {seen}: ε = {c.composed[0]:.4g} at δ = "
+                f"{c.composed[1]:.3g}",
+            )
+        )
     if c.sensitivity is not None:
         out.append(("Sensitivity", f"{c.sensitivity:.4g}"))
     if c.sigma is not None:

@@ -248,6 +248,7 @@ class UnlearningComparisonDisplay:
             ax.axhline(edge, color=GREY, linewidth=0.5, alpha=0.5)
         ax.set_yticks(heights, self.methods)
         ax.set(xlabel=shared.replace("_", " "), ylim=(len(heights) - 0.5, -0.5))
+        ax.locator_params(axis="x", nbins=5)
         ax.grid(axis="x", alpha=0.3)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(self.columns))
         self.ax_, self.figure_ = ax, ax.figure

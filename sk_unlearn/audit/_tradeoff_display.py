@@ -159,7 +159,7 @@ class TradeoffDisplay:
             aspect="equal",
         )
         ax.grid(alpha=0.3)
-        ax.legend(loc="upper right")
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

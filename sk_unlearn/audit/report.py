@@ -9,12 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import LedgerError
 from . import _report_words as words
+from ._report_ledger import ledger_part
 
 __all__ = ["report"]
-
-_MOST_ENTRIES = 100
 
 
 def report(
@@ -81,7 +79,7 @@ def report(
     ledger = getattr(estimator, "ledger_", None) if ledger is None else ledger
     page = template.render(
         certificate=_certificate_part(certificate, audit),
-        ledger=_ledger_part(ledger),
+        ledger=ledger_part(ledger, estimator),
         audit=_audit_part(audit),
         comparison=_comparison_part(comparison),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -138,27 +136,6 @@ def _certificate_part(certificate: Any, audit: Any) -> dict[str, Any]:
             "sigma": certificate.sigma is not None,
             "sensitivity": certificate.sensitivity is not None,
         },
-    }
-
-
-def _ledger_part(ledger: Any) -> dict[str, Any] | None:
-    if ledger is None:
-        return None
-    from ._report_figures import ledger_figure
-
-    try:
-        head, objection = ledger.verify(), ""
-    except LedgerError as error:
-        return {"objection": str(error), "entries": [], "path": ledger.path}
-    entries = list(ledger)
-    return {
-        "objection": objection,
-        "head": head,
-        "path": ledger.path,
-        "n_entries": len(entries),
-        "n_pending": len(ledger.pending()),
-        "entries": entries[-_MOST_ENTRIES:],
-        "figure": ledger_figure(ledger) if entries else None,
     }
 
 

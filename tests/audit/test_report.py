@@ -27,8 +27,8 @@ from sk_unlearn.audit import audit_unlearning, compare, report
 from sk_unlearn.audit._report_words import best_guess
 from sk_unlearn.exceptions import CertificateError
 from sk_unlearn.ledger import DeletionLedger
-from sk_unlearn.methods import Newton, Retrain
-from sk_unlearn.modules import LinearHead
+from sk_unlearn.methods import Newton, Residual, Retrain
+from sk_unlearn.modules import MLP, FeatureHead, LinearHead
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -111,7 +111,7 @@ def test_nothing_is_fetched(full):
     page = read(full.path)
     for name, value in page.attributes:
         if name in ("src", "href", "srcset", "action", "data", "poster"):
-            assert value.startswith("data:")
+            assert value.startswith(("data:", "#"))
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script", text)
 
 
@@ -196,6 +196,47 @@ def test_a_broken_ledger_is_said_so(full, tmp_path):
     assert "The ledger does not verify" in text and "ticket-9" not in text
 
 
+def test_requests_that_were_not_served_are_said_at_the_top(full, tmp_path):
+    head, _, rest = read(full.path).text.partition("What was done")
+    assert "Of the requests on record, 1 was refused. The promise is not about" in head
+    assert "Served by a release 1 (3 rows) Waiting 0 (0 rows) Refused 1 (1 row)" in rest
+    with DeletionLedger() as ledger:
+        for name, n_rows in (("a", 2), ("b", 5), ("c", 1), ("d", 4)):
+            ledger.request(n_rows, request_id=name)
+        ledger.failed(["b", "c"], "no memory")
+        text = read(report(full.clf, tmp_path / "page.html", ledger=ledger)).text
+        assert "Of the requests on record, 2 wait and 2 failed." in text and "no memory" in text
+        assert "Waiting 2 (6 rows) Refused 0 (0 rows) Failed 2 (6 rows)" in text
+        assert "What is promised today" not in text  # by a ledger that is not the net's own
+        for name in ("a", "d"):
+            ledger.released(name, full.clf.certificate_)
+    with DeletionLedger() as ledger:
+        ledger.request(3, request_id="a")
+        ledger.released("a", full.clf.certificate_)
+        text = read(report(full.clf, tmp_path / "page.html", ledger=ledger)).text
+    assert "Not every request" not in text
+
+
+def test_state_that_is_kept_and_rows_that_cannot_be_deleted_are_on_the_page(tmp_path):
+    X, y = load_iris(return_X_y=True)
+    method = Residual(state="secret", horizon=3)
+    clf = CertifiedNeuralClassifier(
+        FeatureHead, module__backbone=MLP, method=method, C=1e3, max_epochs=2, random_state=0
+    )
+    clf.fit(X, y, permanent=np.arange(150) % 3 == 0)
+    clf.unlearn(indices=[1]).unlearn(indices=[1])
+    page = read(report(clf, tmp_path / "page.html"))
+    composed = clf.certificate_.composed[0]
+    assert f"after 2 releases since training: ε = {composed:.4g} at δ = 1e-05" in page.text
+    first, second = clf.guarantees()
+    assert composed == pytest.approx(first.epsilon) and first.epsilon > second.epsilon
+    today = page.text.partition("What is promised today")[2].partition("The entries")[0]
+    assert f"1 {first.epsilon:.4g} 1e-05 on conditions" in today
+    assert f"1 {second.epsilon:.4g} 1e-05 on conditions" in today
+    limits = page.text.partition("What is not promised")[2]
+    assert "the 50 permanent rows" in limits and "holds un-noised weights" in limits
+
+
 def test_a_certificate_that_does_not_verify_is_not_reported(full, tmp_path):
     path = tmp_path / "page.html"
     with pytest.raises(CertificateError):
@@ -242,17 +283,25 @@ def test_a_browser_shows_it(full, tmp_path, width):
     assert not (np.abs(pixels[:, -4:] - background).sum(axis=2) > 60).any()  # nothing sticks out
 
 
-def test_no_part_is_wider_than_a_narrow_window(full, tmp_path):
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_is_cut_and_nothing_scrolls_sideways(full, tmp_path, width):
+    """In a frame, for a browser's own window is at least 500 wide."""
     text = full.path.read_text(encoding="utf-8")
-    probe = (
-        "<script>document.title = document.documentElement.scrollWidth + '/' + innerWidth"
-        "</script></body>"
+    probe = """<script>const cut = [document.documentElement, ...document.querySelectorAll("*")]
+        .filter(e => e.scrollWidth > Math.max(e.clientWidth, e.offsetWidth) + 1)
+        .filter(e => getComputedStyle(e).display !== "inline").map(e => e.outerHTML.slice(0, 80));
+        parent.postMessage(innerWidth + " " + JSON.stringify(cut), "*")</script></body>"""
+    inner, outer = tmp_path / "inner.html", tmp_path / "outer.html"
+    inner.write_text(text.replace("</body>", probe), encoding="utf-8")
+    outer.write_text(
+        f"<body><iframe src='{inner.as_uri()}' width='{width}' height='900' frameborder='0'>"
+        "</iframe><script>onmessage = e => document.title = e.data</script></body>",
+        encoding="utf-8",
     )
-    path = tmp_path / "probe.html"
-    path.write_text(text.replace("</body>", probe), encoding="utf-8")
-    done = chromium("--dump-dom", "--window-size=500,900", path.as_uri(), home=tmp_path / "home")
-    content, window = re.search(r"<title>(\d+)/(\d+)</title>", done.stdout).groups()
-    assert int(content) <= int(window)
+    size = f"--window-size={width + 100},1000"
+    wait = "--virtual-time-budget=5000"
+    done = chromium("--dump-dom", size, wait, outer.as_uri(), home=tmp_path / "home")
+    assert f"<title>{width} []</title>" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize("method", [None, Retrain()], ids=["noise", "exact"])
