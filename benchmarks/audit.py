@@ -224,6 +224,7 @@ def main() -> int:
     for case, honest, view, estimator, rows in cases(quick):
         name, start = name_of(estimator), process_time()
         own = (60 if quick else 100) if name in FITS_EVERY_RUN else runs
+        own = max(own, 400) if name == "FifthOfTheNoise" else own  # the mildest of the lies
         result = audit_unlearning(
             estimator, *rows, n_runs=own, epsilon=EPSILON, delta=DELTA, view=view
         )
@@ -254,9 +255,8 @@ def main() -> int:
             }
         )
     missing = not_audited({record["method"] for record in found})
-    if not quick:
-        target = Path(__file__).parent / "results" / "audit.json"
-        target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    target = Path(__file__).parent / "results" / f"audit{'_quick' if quick else ''}.json"
+    target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(found)} audits, {wrong} not as expected; not audited: {missing or 'none'}")
     return 1 if wrong or missing else 0
 
