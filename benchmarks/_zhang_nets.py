@@ -82,6 +82,7 @@ def cases(quick: bool) -> list[Case]:
         1000,
         epochs=10 if quick else 30,
     )
+    cut = " (8 channels, 16x16)" if quick else ""
     photos = {"damping": 10.0, "lam": 1e-4}
     if quick:
         solvers = {"CG": CG(tol=0.01, max_iter=20), "LiSSA": LiSSA(steps=150, random_state=0)}
@@ -96,7 +97,7 @@ def cases(quick: bool) -> list[Case]:
     return [
         digits,
         Case(
-            "CIFAR-10, AllCNN",
+            f"CIFAR-10, AllCNN{cut}",
             lambda: load_cifar10(subset="all", return_X_y=True),
             AllCNN,
             width,
@@ -104,7 +105,7 @@ def cases(quick: bool) -> list[Case]:
             **photos,
         ),
         Case(
-            "SVHN, ResNet18",
+            f"SVHN, ResNet18{cut}",
             lambda: load_svhn(subset="all", return_X_y=True),
             ResNet18,
             width,

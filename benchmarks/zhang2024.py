@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import torch
 from _zhang_claims import claims
 from _zhang_experiments import answers, convergence, lissa_over_exact, sequence, sweep
 from _zhang_nets import DELTA, EPSILON, Case, cases, load, split
+
+from sk_unlearn.curvature import Exact
 
 COLUMNS = ("deleted", "retained", "test", "auc", "distance", "seconds")
 
@@ -56,6 +59,11 @@ def show_answers(name: str, record: dict[str, Any]) -> None:
             residual = np.mean([run[answer]["residual"] for run in runs])
             line += f"   {residual:.2g}, {', '.join(states)}"
         print(line)
+    limit = Exact().max_parameters
+    if bounds[0]["weights"] > limit:
+        print(
+            f"  no exact step: {bounds[0]['weights']:,} weights, a dense Hessian at most {limit:,}"
+        )
     for key in bounds[0]:
         print(f"  {key:34}{np.mean([known[key] for known in bounds]):.5g}")
 
@@ -174,8 +182,8 @@ def main() -> None:
         if case.name.startswith("MNIST"):
             records[case.name] |= on_digits(case, split(case, *rows, 0), args)
     print("\nWhat of the paper's claims these figures bear out")
-    for line in (line for name, record in records.items() for line in claims(name, record)):
-        print(f"- {line}")
+    for sentence in (each for name, record in records.items() for each in claims(name, record)):
+        print(textwrap.fill(sentence, 100, initial_indent="- ", subsequent_indent="  "))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     record = {"quick": args.quick, "device": args.device, "missing": missing, "nets": records}
     args.out.write_text(json.dumps(record, indent=1))
