@@ -86,7 +86,7 @@ def as_text(c: Certificate) -> str:
     lines += [
         fill(text, 92, initial_indent="    - ", subsequent_indent="      ") for text in c.scope
     ]
-    return "\n".join(lines)
+    return "\n".join(visible(line) for part in lines for line in part.split("\n"))
 
 
 def as_html(c: Certificate) -> str:
@@ -102,8 +102,13 @@ def as_html(c: Certificate) -> str:
         for a in c.assumptions
     )
     scope = "".join(f"<li>{escape(text)}</li>" for text in c.scope)
-    return (
+    return visible(
         f"<div><p><b>{escape(headline(c))}</b></p><table>{figures}</table>"
         f"<details><summary>What it rests on</summary><ul>{founded}</ul></details>"
         f"<details><summary>What it does not cover</summary><ul>{scope}</ul></details></div>"
     )
+
+
+def visible(text: str) -> str:
+    """Return text with its control characters spelled out: they could write over the rest."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

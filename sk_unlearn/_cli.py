@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ._certificate_text import visible
 from .certificate import FORMAT, Certificate
 from .exceptions import CertificateError, LedgerCorruptError, LedgerError
 from .ledger import DeletionLedger
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(options: argparse.Namespace, code: int, message: str) -> int:
-    line = " ".join(message.split())
+    line = visible(" ".join(message.split()))
     if options.json:
         print(json.dumps({"ok": False, "exit_code": code, "error": line}))
     print(f"sk-unlearn {line}", file=sys.stderr)
@@ -159,7 +160,7 @@ def _show(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     width = max([len(entry.state) for entry in entries], default=0)
     lines = [
         f"{entry.sequence:>5}  {entry.time[:19]}  {entry.state:<{width}}  {entry.n_rows:>7} rows  "
-        + ", ".join(entry.request_ids)
+        + visible(", ".join(entry.request_ids))
         for entry in entries
     ]
     lines.append(f"entries: {len(entries)}; requests pending: {len(ledger.pending())}")

@@ -292,6 +292,7 @@ class Certificate:
         """
         try:
             record = json.loads(text, object_pairs_hook=without_repetition)
+            json.dumps(record, ensure_ascii=False).encode()  # half a character is no text
             if record.pop("format") != FORMAT:
                 raise CertificateError(f"this version reads {FORMAT!r}")
             formal, audience = record.pop("formal"), record.pop("audience")

@@ -543,6 +543,23 @@ def test_hostile_text_stays_text():
         assert page.text.count("alert('x')") >= 2
 
 
+@pytest.mark.parametrize("character", ["\x1b", "\r", "\x08", "\u202e", "\x85", "\u2028"])
+def test_control_characters_are_shown_and_not_obeyed(character):
+    """An escape sequence could write another headline over the first."""
+    text = f"{character}[2J Formal certificate"
+    hostile = gaussian(method=text, scope=(text,), assumptions=(*ASSUMED.assumptions,))
+    for shown in (repr(hostile), hostile._repr_html_()):
+        assert character not in shown and "Formal certificate" in shown
+    assert len(repr(hostile).splitlines()) == len(repr(ASSUMED).splitlines())
+
+
+def test_half_a_character_is_no_certificate():
+    """It could be read, but neither printed nor written."""
+    text = GAUSSIAN.to_json().replace("Residual(", "\\ud800(")
+    with pytest.raises(CertificateError, match="surrogates not allowed"):
+        Certificate.from_json(text)
+
+
 @given(certificates())
 def test_repr_and_html_never_fail(certificate):
     for c in (certificate, Certificate.from_json(certificate.to_json("public"))):

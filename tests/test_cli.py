@@ -142,6 +142,15 @@ def test_an_altered_ledger_fails(ledger_file, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_request_id_cannot_write_lines_of_its_own(tmp_path, capsys):
+    path = tmp_path / "ledger.db"
+    with DeletionLedger(path) as ledger:
+        ledger.request(1, request_id="a\n    2  released\x1b[2K")
+    assert main(["show", str(path)]) == OK
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 2 and "\x1b" not in shown and r"a\n    2" in shown
+
+
 def test_show_says_what_is_promised_and_what_happened(certificate_file, ledger_file, capsys):
     assert main(["show", str(certificate_file)]) == OK
     assert "It does not cover" in capsys.readouterr().out
