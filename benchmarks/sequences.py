@@ -94,11 +94,13 @@ def _seconds(call) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="four deletions: what make bench runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="three deletions: what make bench runs"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sequences.json"))
     args = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
-    count, data = 4 if args.quick else 20, mnist()
+    count, data = 3 if args.quick else 20, mnist()
     secret = {"state": "secret", "horizon": count}
     cases = {
         "L-BFGS, warm": partial(again, data, count),
