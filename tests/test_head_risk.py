@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from torch.func import functional_call, grad, hessian
 
-from sk_unlearn import bounds
+from sk_unlearn import bounds, head_risk
 from sk_unlearn.head_risk import HeadRisk
 from sk_unlearn.modules import LinearHead
 
@@ -379,3 +379,30 @@ def test_nothing_that_is_given_is_modified(multi_class):
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="multi_class='hinge'"):
         make_risk("hinge")
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+def test_blocks_of_rows_add_up_to_all_of_them(monkeypatch, multi_class, dtype, n):
+    monkeypatch.setattr(head_risk, "_BLOCK_BYTES", 0)  # the least block: 64 rows
+    monkeypatch.setattr(head_risk, "_GRAM_ROWS", 50)
+    X, y, rng = problem(0, n, 5, 3)
+    X, reference = X.astype(dtype), rng.standard_normal((3, 6))
+    risk = HeadRisk(X, y, 3, 0.1, reference, multi_class)
+    W, V, weights = (*rng.standard_normal((2, 3, 6)), rng.random(n))
+    D = np.hstack([X.astype(np.float64), np.ones((n, 1))])
+    assert sum(len(block) for _, block in risk.blocks()) == n
+    assert np.array_equal(np.vstack([block.copy() for _, block in risk.blocks()]), D)
+    logits, penalty = D @ W.T, W - reference
+    value = risk.loss.values(logits, y).mean() + 0.05 * np.square(penalty).sum()
+    residuals = risk.loss.residuals(logits, y)
+    product = risk.loss.curve(logits)(D @ V.T).T @ D / n + 0.1 * V
+    close = {"rtol": 1e-12, "atol": 1e-14}
+    np.testing.assert_allclose(risk.value(W), value, **close)
+    np.testing.assert_allclose(risk.residuals(W), residuals, **close)
+    np.testing.assert_allclose(risk.gradient(W), residuals.T @ D / n + 0.1 * penalty, **close)
+    np.testing.assert_allclose(risk.curvature(W), risk.loss.diagonal(logits), **close)
+    np.testing.assert_allclose(risk.hessian_product(W)(V), product, **close)
+    np.testing.assert_allclose(risk.gram(weights), (D.T * weights) @ D / n, **close)
+    np.testing.assert_allclose(risk.gram(), D.T @ D / n, **close)
