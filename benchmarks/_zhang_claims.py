@@ -105,7 +105,7 @@ def _speedup(rows: list) -> str:
         return "LiSSA converged nowhere beside the exact Hessian."
     ratios = {row["exact seconds"] / row["LiSSA seconds"]: row for row in solved}
     most = max(ratios)
-    verdict = "reproduces" if most >= CLAIMED_SPEEDUP else "does not reproduce at these sizes"
+    verdict = "is reached" if most >= CLAIMED_SPEEDUP else "is not reached at these sizes"
     row = ratios[most]
     return (
         f"LiSSA {CLAIMED_SPEEDUP} times faster than the exact Hessian {verdict}: {min(ratios):.3g} "

@@ -235,7 +235,7 @@ def lissa_over_exact(case: Case, data: Data, seed: int, pools: tuple, steps: tup
         trained, _ = fitted(net(small, seed, "cpu"), parts["trained"])
         on, w = objective(trained, parts["retained"]), weights(trained)
         g = on.gradient(w)
-        LiSSA(repetitions=2, steps=2).solve(on, w, g, case.damping)  # imports, once
+        LiSSA(steps=2).solve(on, w, g, case.damping)  # imports and traces
         found, exact = timed(lambda on=on, w=w, g=g: Exact().solve(on, w, g, case.damping))
         cg = timed(lambda on=on, w=w, g=g: CG().solve(on, w, g, case.damping))[1]
         for count in steps:

@@ -25,7 +25,14 @@ from _zhang_nets import DELTA, EPSILON, Case, cases, load, split
 
 from sk_unlearn.curvature import Exact
 
-COLUMNS = ("deleted", "retained", "test", "auc", "distance", "seconds")
+COLUMNS = {  # width, format
+    "deleted": (12, ".2f"),
+    "retained": (13, ".2f"),
+    "test": (12, ".2f"),
+    "auc": (13, ".3f"),
+    "distance": (15, ".3g"),
+    "seconds": (13, ".2g"),
+}
 
 
 def every_seed(case: Case, rows: tuple, seeds: int, device: str) -> dict[str, Any]:
@@ -48,16 +55,16 @@ def mean_and_error(values: list[float], form: str) -> str:
 def show_answers(name: str, record: dict[str, Any]) -> None:
     runs, bounds = record["runs"], record["bounds"]
     print(f"\n{name}: {record['n']} rows, {record['n deleted']} deleted, {len(runs)} seeds")
-    print(f"{'':30}" + "".join(f"{c:>16}" for c in COLUMNS) + "   relative residual")
+    titles = "".join(f"{column:>{width}}" for column, (width, _) in COLUMNS.items())
+    print(f"{'':27}{titles}  residual")
     for answer in runs[0]:
-        line = f"{answer:30}"
-        for column in COLUMNS:
-            form = ".2f" if column in COLUMNS[:3] else ".3f" if column == "auc" else ".3g"
-            line += mean_and_error([run[answer][column] for run in runs], form).rjust(16)
+        line = f"{answer:27}"
+        for column, (width, form) in COLUMNS.items():
+            line += mean_and_error([run[answer][column] for run in runs], form).rjust(width)
         if "residual" in runs[0][answer]:
-            states = sorted({run[answer]["status"].lower() for run in runs})
+            states = sorted({run[answer]["status"].lower() for run in runs} - {"converged"})
             residual = np.mean([run[answer]["residual"] for run in runs])
-            line += f"   {residual:.2g}, {', '.join(states)}"
+            line += f"  {residual:.2g} {', '.join(states)}".rstrip()
         print(line)
     limit = Exact().max_parameters
     if bounds[0]["weights"] > limit:
@@ -94,7 +101,7 @@ def show_convergence(rows: list[dict[str, Any]]) -> None:
         if "refused" in r:
             print(line + "refused: above G")
             continue
-        refuted = ", ".join(r["refuted"]) or "nothing"
+        refuted = ", ".join(name.split()[0] for name in r["refuted"]) or "nothing"
         print(line + f"{r['bound']:7.4g} {r['sigma']:7.4g}  eps {r['epsilon']:g}  {refuted}")
 
 
@@ -166,7 +173,8 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     print("F1 and accuracies in percent, mean ± standard error over seeds; AUC of a threshold on")
     print("the loss, deleted rows against test rows; distance of the weights to retraining from")
-    print("the same initialisation; CPU seconds of one thread")
+    print("the same initialisation; CPU seconds of one thread; residual of the linear system over")
+    print("the norm of the gradient, and why the solver stopped, unless it converged")
     records, missing = {}, []
     for case in cases(args.quick):
         if args.only not in case.name:

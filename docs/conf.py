@@ -54,6 +54,8 @@ sphinx_gallery_conf = {
 
 templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"sk_unlearn {release}"
 html_theme_options = {
     "show_toc_level": 2,
