@@ -98,10 +98,11 @@ class DeletionsMixin(RecoveryMixin):
             raise DeletionRequestError("the request names no rows; name at least one")
         queue = self._take_in(rows)
         positions = self._not_queued(rows, positions, queue, X_u is not None)
-        self._split(rows, union(queue, positions))
+        self._split(TrainingRows(rows.X[:, :0], rows.y), union(queue, positions))
         with hold_interrupt():
             new = self._record(rows.take(positions), sample_ids is not None, request_id)
             self.queue_ = queue | {new: positions.tolist()}
+            self._hear()
         return new
 
     def process_deletions(
@@ -217,7 +218,7 @@ BudgetExceededError
                     )
                 end = end_of(since, self.heard_)
                 head = self.ledger_.released(ids, new["certificate_"], detail, after=end)
-            vars(self).update(new, queue_={}, heard_=head, served_=head)
+            vars(self).update(new, queue_={}, heard_=head, behind_=())
 
     def _own_rows(self) -> TrainingRows:
         if self.rows_ is None:
@@ -266,11 +267,11 @@ BudgetExceededError
         ledger = DeletionLedger(self.ledger)
         if "ledger_" not in vars(self) or self.ledger_.path != ledger.path:
             self.ledger_ = ledger
-        self.model_id_, self.heard_, self.served_ = uuid4().hex, GENESIS, GENESIS
+        self.model_id_, self.heard_, self.behind_ = uuid4().hex, GENESIS, ()
         self.queue_: Queue = {}
 
     def _leave_ledger(self) -> None:
         """Go on with an empty ledger in memory and no budget; for copies that are only tried."""
         config = self.fit_config_ | {"budget": None}
-        start = {"ledger_": DeletionLedger(), "heard_": GENESIS, "served_": GENESIS, "queue_": {}}
+        start = {"ledger_": DeletionLedger(), "heard_": GENESIS, "behind_": (), "queue_": {}}
         vars(self).update(start, fit_config_=config)

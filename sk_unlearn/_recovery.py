@@ -11,9 +11,9 @@ The new rows of a correction are in no ledger: one that was cut off fails, and o
 missed is repeated as a deletion of the rows as they were, unless it is asked for again first.
 
 Rows are found again by keyed digests (:mod:`sk_unlearn._row_names`). ``heard_`` is the head of
-the ledger up to which a net has taken in what happened, ``served_`` that up to which it also has
-let go of every row that was released: between the two it may have queued them, and another
-process may have served that queue, for its own copy.
+the ledger up to which a net has taken in what happened, and ``behind_`` names the requests that
+were released from elsewhere and whose rows it still has: they are queued, but another process may
+serve that queue, for its own copy.
 """
 
 from __future__ import annotations
@@ -84,18 +84,17 @@ class RecoveryMixin(BudgetMixin):
 
     def _take_in(self, rows: TrainingRows) -> Queue:
         """Return what the next release must serve: what waits, and what this net missed."""
-        waiting, since = self._recover(rows), self.ledger_.since(self.served_)
+        waiting, since = self._recover(rows), self.ledger_.since(self.heard_)
         queue, missed = waiting, [e for e in since if e.state == RELEASED and self._ours(e)]
-        if missed:
-            new = [e for e in missed if e.sequence > self.heard_.sequence]
-            mus = [Certificate.from_json(str(e.certificate)).proved_mu for e in new]
+        if missed or self.behind_:
+            mus = [Certificate.from_json(str(e.certificate)).proved_mu for e in missed]
             with hold_interrupt():
-                queue = self._repeat(rows, waiting, missed)
-                self.n_releases_ += len(new)
+                queue, self.behind_ = self._repeat(rows, waiting, missed)
+                self.n_releases_ += len(missed)
                 self.release_mus_ = (*self.release_mus_, *mus)
                 self.heard_ = end_of(since, self.heard_)
         if queue.keys() > waiting.keys():
-            names = [request_id for e in new or missed for request_id in e.request_ids]
+            names = [request_id for e in missed for request_id in e.request_ids] or self.behind_
             _warn(
                 f"requests {names[:5]} ({len(names)} in all) were released after this net was "
                 f"stored, as {self.ledger_!r} says: the ledger is of after, this net of before. "
@@ -103,6 +102,12 @@ class RecoveryMixin(BudgetMixin):
                 + self._about_corrections(queue)
             )
         return queue
+
+    def _hear(self) -> None:
+        """Move on past entries that ask nothing of this net, so that nobody reads them again."""
+        since = self.ledger_.since(self.heard_)
+        if not any(e.state == RELEASED and self._ours(e) for e in since):
+            self.heard_ = end_of(since, self.heard_)
 
     def _corrections(self, queue: Queue) -> Queue:
         """Return what in a queue repeats a correction, whose new rows are not known here."""
@@ -122,8 +127,10 @@ class RecoveryMixin(BudgetMixin):
             "the release takes them out, and partial_fit can add the corrected ones"
         )
 
-    def _repeat(self, rows: TrainingRows, queue: Queue, missed: list[LedgerEntry]) -> Queue:
-        """Queue once more what was released from this net after it was stored.
+    def _repeat(
+        self, rows: TrainingRows, queue: Queue, missed: list[LedgerEntry]
+    ) -> tuple[Queue, tuple[str, ...]]:
+        """Queue once more what was released from this net elsewhere; say which requests that are.
 
         Where a request that waits names some of these rows too, because it came at the same
         moment, the repetition says so: both releases tell something about them.
@@ -131,24 +138,30 @@ class RecoveryMixin(BudgetMixin):
         entries = self._own_entries()
         requests = {e.request_ids[0]: e for e in entries if e.state == REQUESTED}
         first = {r: entry.detail.get("repeats", r) for r, entry in requests.items()}
-        done = self._served(entries) | {first[r] for r in queue if first[r] != r}
-        for request_id in dict.fromkeys(first[r] for entry in missed for r in entry.request_ids):
-            if request_id not in done:
+        queued, behind = {first[r] for r in queue if first[r] != r}, []
+        released = [first[r] for entry in missed for r in entry.request_ids]
+        served = self._served(entries)
+        for request_id in dict.fromkeys((*self.behind_, *released)):
+            if request_id in served:
+                continue
+            if request_id not in queued:
                 found = self._find(requests[request_id], rows, queue)
-                if len(found):
-                    too = [r for r, positions in queue.items() if np.isin(positions, found).any()]
-                    also = {"shares": too} if too else {}
-                    new = self._record(rows.take(found), False, repeats=request_id, **also)
-                    queue = queue | {new: found.tolist()}
+                if not len(found):
+                    continue
+                too = [r for r, positions in queue.items() if np.isin(positions, found).any()]
+                also = {"shares": too} if too else {}
+                new = self._record(rows.take(found), False, repeats=request_id, **also)
+                queue = queue | {new: found.tolist()}
+            behind.append(request_id)
         if self.rows_ is not None:
             self.queue_ = queue
-        return queue
+        return queue, tuple(behind)
 
     def _served(self, entries: list[LedgerEntry]) -> set[str]:
         """Return the requests whose rows this net has let go of, as first asked for."""
         first = {e.request_ids[0]: e.detail.get("repeats") for e in entries if e.state == REQUESTED}
-        known = [e for e in entries if e.state == RELEASED and e.sequence <= self.served_.sequence]
-        return {first[r] or r for entry in known for r in entry.request_ids}
+        known = [e for e in entries if e.state == RELEASED and e.sequence <= self.heard_.sequence]
+        return {first[r] or r for entry in known for r in entry.request_ids} - {*self.behind_}
 
     def _find(self, request: LedgerEntry, rows: TrainingRows, queue: Queue) -> np.ndarray:
         free = np.setdiff1d(np.arange(len(rows)), union(queue))
