@@ -149,7 +149,9 @@ class Residual(OneShotMethod):
         if not solution.bound <= tol:
             raise ToleranceNotReachedError(_advice(solution, tol))
         inside, active = _inside_ball(solution.weights, problem)
-        factors = None if problem.state is None else problem.state.factors
+        factors = solution.factors
+        if factors is None and problem.state is not None:
+            factors = problem.state.factors
         solved = SolvedHead(solution.weights, factors, solution.n_iter, solution.n_passes)
         kept = solved if self.state == "secret" else None
         assumptions = _affine.assumptions(problem, risk, solution, tol)

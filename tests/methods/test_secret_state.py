@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from sk_unlearn import CertifiedNeuralClassifier, Status
+from sk_unlearn import CertifiedNeuralClassifier, Status, head_update
 from sk_unlearn.accounting import gaussian_epsilon, gaussian_mu
 from sk_unlearn.audit import audit_unlearning
 from sk_unlearn.bounds import newton_distance
@@ -223,3 +223,16 @@ def test_an_audit_of_the_released_model_stands_and_one_of_the_state_is_refused()
     assert not result.refuted
     with pytest.raises(ValueError, match="view='weights'"):
         audit_unlearning(net, X[:100], y[:100], forget=[0, 1], n_runs=200, view="state")
+
+
+def test_factors_that_have_grown_too_old_are_replaced(monkeypatch):
+    net = secret(horizon=3).fit(X, y)
+    old = net.method_state_.factors
+    monkeypatch.setattr(head_update, "_MAX_PASSES", 1)
+    net.unlearn(indices=range(20))
+    assert net.certificate_.diagnostics["updated_in_passes"] is None
+    assert net.method_state_.factors is not old
+    monkeypatch.undo()
+    fresh = net.method_state_.factors
+    net.unlearn(indices=range(2))
+    assert net.method_state_.factors is fresh
