@@ -15,6 +15,7 @@ from audit.worst_case import (
     KeepsTheOptimizer,
     LetsBuffersThrough,
     NormalisedHead,
+    OneWeightBare,
     ReusedNoise,
     X,
     buffers_case,
@@ -256,6 +257,11 @@ def test_buffers_that_were_let_through_are_refuted():
     liar = net(LetsBuffersThrough(), module=NormalisedHead)
     assert verdict(liar, buffers_case(), "state")
     assert not verdict(liar, buffers_case(), "weights")  # which do not show it
+
+
+@pytest.mark.slow
+def test_a_weight_without_noise_is_refuted_where_each_number_is_scaled_by_itself():
+    assert verdict(net(OneWeightBare()), view="state")
 
 
 @pytest.mark.slow

@@ -49,6 +49,15 @@ class ReusedNoise(OutputPerturbation):
         return super().release(center, NoiseSource(seed=7))
 
 
+class OneWeightBare(OutputPerturbation):
+    """Leaves the last weight without noise."""
+
+    def release(self, center, noise):
+        released = noise.release(center.parameters, center.event.sigma)
+        released[-1] = center.parameters[-1]
+        return replace(center, parameters=released)
+
+
 class HandSetNewton(Newton):
     """The noise of the published experiments, and constants that make it look calibrated."""
 
