@@ -1,9 +1,9 @@
 """Permanent rows: a small CNN trained on 2,000 rows that stay, a convex head on all 8,000.
 
-MNIST; one-vs-rest head on the penultimate features, (1, 1e-5), sigma = 0.001; 1% of the other
-6,000 rows deleted, against L-BFGS from cold to the same gradient norm and against training the
-CNN itself again; then twenty deletions of 0.5% in a row. One thread, CPU seconds, the ratios
-from one run.
+MNIST, 2,000 test images (epochs tried: 5, 15, 25); one-vs-rest head on the penultimate features,
+(1, 1e-5), sigma = 0.001; 1% of the other 6,000 rows deleted, against L-BFGS from cold to the
+same gradient norm and against training the CNN itself again; then twenty deletions of 0.5% in a
+row. One thread, CPU seconds, the ratios from one run.
 
     SK_UNLEARN_DATA=... python benchmarks/permanent.py [--quick]
 """
@@ -74,11 +74,12 @@ def one_draw(fitted, draw: int, n_forget: int, X_test, y_test) -> dict:
     reference = np.zeros((10, X.shape[1] + 1))
     risk = HeadRisk(X, rows.y, 10, net.lam_, reference, "ovr", error)
     W, cold, passes = lbfgs(risk, dict(certificate.event.constants)["tol"])
-    retrained = pickle.loads(pickle.dumps(net))
-    retrained._set_weights(np.concatenate([W[:, :-1].ravel(), W[:, -1]]))
+    with torch.no_grad():
+        features = net.module_.features(torch.as_tensor(X_test)).flatten(1).double().numpy()
+    chosen = net.classes_[(features @ W[:, :-1].T + W[:, -1]).argmax(axis=1)]
     return {
         "formal": certificate.formal,
-        "retrained": retrained.score(X_test, y_test),
+        "retrained": float(np.mean(chosen == y_test)),
         "certified": net.score(X_test, y_test),
         "seconds": seconds,
         "rebuild seconds": rebuild,
@@ -112,7 +113,7 @@ def main() -> None:
     args = parser.parse_args()
     name = "permanent_quick.json" if args.quick else "permanent.json"
     out = args.out or Path("benchmarks/results") / name
-    epochs, draws, n_deletions = (5, 1, 5) if args.quick else (15, 3, 20)
+    epochs, draws, n_deletions = (15, 1, 5) if args.quick else (25, 3, 20)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)
     X, y = load_mnist(subset="test", return_X_y=True)
