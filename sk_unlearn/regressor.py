@@ -31,8 +31,9 @@ class CertifiedNeuralRegressor(CertifiedNeuralNet, NeuralNetRegressor):
         ``n_features_in``, ``n_outputs`` (or ``n_classes``, which means the same here) and
         ``input_shape`` where its signature names them; an instance is copied. Default:
         :class:`sk_unlearn.modules.MLP`. With :class:`sk_unlearn.modules.LinearRegressor` a
-        deletion has a closed form; :class:`sk_unlearn.modules.FeatureHead` with
-        ``multi_class="squared"`` puts one on a frozen network.
+        deletion has a closed form; with ``multi_class="squared"``,
+        :class:`sk_unlearn.modules.FeatureHead` puts one on a frozen network, and
+        :class:`sk_unlearn.modules.Linearized` takes a whole network to first order.
     criterion : torch criterion, optional
         Mean over rows. Default: the module's own, else the mean squared error.
     method : UnlearningMethod or str
