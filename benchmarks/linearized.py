@@ -124,7 +124,7 @@ def one_draw(fitted: bytes, draw: int, X_test, y_test) -> tuple[dict, object]:
         "retrained": accuracy_at(net, optimum, X_test, y_test),
         "certified": net.score(X_test, y_test),
         "seconds": seconds,
-        "passes": certificate.diagnostics["n_passes"],
+        "passes": certificate.diagnostics["passes"],
         "gradient norm bound": certificate.diagnostics["gradient_norm_bound"],
         "of it rounding": certificate.diagnostics["rounding"],
     }
@@ -193,7 +193,7 @@ def show(results: dict) -> None:
         if how in results:
             found = results[how]
             print(
-                f"  {how}: {found['passes']} passes ({found['passes'] / passes:.0f}x), "
+                f"  {how}: {found['passes']:.0f} passes ({found['passes'] / passes:.0f}x), "
                 f"{found['seconds']:.1f} s ({found['seconds'] / seconds:.1f}x)"
             )
     print(
