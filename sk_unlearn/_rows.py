@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from ._row_hashes import match, row_hash, with_label
 from .exceptions import DeletionRequestError, UnknownRowError
 from .frozen_features import Features
-
-_CHUNK = 4096
-_KEY = secrets.randbits(128)
 
 
 @dataclass(frozen=True)
@@ -95,9 +92,9 @@ class TrainingRows:
         if self.sample_ids is not None:
             owners = np.concatenate([self.sample_ids, other.sample_ids])
             _, codes = np.unique(owners, return_inverse=True)
-            here = _with_label(here, codes[: len(self)] + 1)
-            there = _with_label(there, codes[len(self) :] + 1)
-        fresh = other.take(np.flatnonzero(_match(there, here) < 0))
+            here = with_label(here, codes[: len(self)] + 1)
+            there = with_label(there, codes[len(self) :] + 1)
+        fresh = other.take(np.flatnonzero(match(there, here) < 0))
         if self.sample_ids is not None:
             ids = np.concatenate([self.sample_ids, fresh.sample_ids])
         X, y = np.concatenate([self.X, fresh.X]), np.concatenate([self.y, fresh.y])
@@ -119,9 +116,9 @@ class TrainingRows:
         DeletionRequestError
             If it is permanent, and there is no copy of it that is not.
         """
-        wanted = _row_hash(X)
+        wanted = row_hash(X)
         order = self._deletable_first()
-        where = _match(_with_label(wanted, y), self._keys()[order])
+        where = match(with_label(wanted, y), self._keys()[order])
         where[where >= 0] = order[where[where >= 0]]
         equal = where >= 0
         for here, given in ((self.X, X), (self.y, y)):
@@ -156,7 +153,7 @@ class TrainingRows:
                 "were deleted before); rows must be equal to the training rows to the last bit of "
                 "float32"
             )
-        keys = _with_label(wanted, y)
+        keys = with_label(wanted, y)
         mislabelled = missing[~np.isin(keys[missing], self._keys())]
         if len(mislabelled):
             first = int(mislabelled[0])
@@ -247,11 +244,11 @@ class TrainingRows:
 
     def _row_hashes(self) -> np.ndarray:
         if not self._hashes:
-            self._hashes.append(_row_hash(self.X))
+            self._hashes.append(row_hash(self.X))
         return self._hashes[0]
 
     def _keys(self) -> np.ndarray:
-        return _with_label(self._row_hashes(), self.y)
+        return with_label(self._row_hashes(), self.y)
 
 
 def as_ids(sample_ids: Sequence[Any]) -> np.ndarray:
@@ -269,55 +266,6 @@ def as_ids(sample_ids: Sequence[Any]) -> np.ndarray:
     if ids.ndim != 1:
         raise ValueError(f"sample_ids have the shape {ids.shape}; give one id for each row")
     return ids
-
-
-def _row_hash(X: np.ndarray) -> np.ndarray:
-    """Return a 64-bit hash of each row: multiply-shift over its 32-bit words.
-
-    The weights are this process's own, so that nobody can prepare rows that collide with others:
-    such rows could not be told apart, and a request to delete one would fail.
-    """
-    width = int(np.prod(X.shape[1:]))
-    words = np.ascontiguousarray(X).reshape(len(X), width) + X.dtype.type(0)
-    words = words.view(np.uint32)
-    weights = np.random.default_rng(_KEY).integers(
-        1, 2**63, size=words.shape[1], dtype=np.uint64
-    ) * np.uint64(2) + np.uint64(1)
-    out = np.empty(len(X), dtype=np.uint64)
-    for start in range(0, len(X), _CHUNK):
-        part = words[start : start + _CHUNK].astype(np.uint64)
-        part *= np.uint64(0x9E3779B97F4A7C15)
-        part ^= part >> np.uint64(29)
-        out[start : start + _CHUNK] = part @ weights
-    return out
-
-
-def _with_label(hashes: np.ndarray, y: np.ndarray) -> np.ndarray:
-    codes = _row_hash(y) if y.dtype.kind == "f" else y.astype(np.uint64)
-    return hashes * np.uint64(0x9E3779B97F4A7C15) ^ (codes * np.uint64(0xD6E8FEB86659FD93))
-
-
-def _match(wanted: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Pair equal keys, the k-th copy with the k-th copy; -1 where there is none."""
-    order = np.argsort(present, kind="stable")
-    ranked = present[order]
-    place = np.searchsorted(ranked, wanted) + _copy_number(wanted)
-    found = np.flatnonzero(place < len(ranked))
-    found = found[ranked[place[found]] == wanted[found]]
-    out = np.full(len(wanted), -1, dtype=np.int64)
-    out[found] = order[place[found]]
-    return out
-
-
-def _copy_number(keys: np.ndarray) -> np.ndarray:
-    """Return for each entry how many equal entries stand before it."""
-    order = np.argsort(keys, kind="stable")
-    ranked = keys[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    counts = np.diff(np.r_[starts, len(keys)])
-    out = np.empty(len(keys), dtype=np.int64)
-    out[order] = np.arange(len(keys)) - np.repeat(starts, counts)
-    return out
 
 
 def _same_ids(one: TrainingRows, other: TrainingRows) -> bool:

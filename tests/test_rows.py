@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_unlearn import _rows
+from sk_unlearn import _row_hashes, _rows
 from sk_unlearn._rows import TrainingRows, as_ids
 from sk_unlearn.exceptions import DeletionRequestError, UnknownRowError
 
@@ -151,7 +151,8 @@ def test_many_rows_of_two_powers_of_two_have_distinct_hashes():
 
 
 def test_if_hashes_collide_no_wrong_row_is_deleted(monkeypatch):
-    monkeypatch.setattr(_rows, "_row_hash", lambda X: np.zeros(len(X), dtype=np.uint64))
+    for module in (_rows, _row_hashes):
+        monkeypatch.setattr(module, "row_hash", lambda X: np.zeros(len(X), dtype=np.uint64))
     rows = rows_of([((1.0, 0.0), 0), ((2.0, 0.0), 0)])
     assert find(rows, [((1.0, 0.0), 0)]).tolist() == [0]
     for wrong in ([((2.0, 0.0), 0)], [((3.0, 0.0), 0)]):
@@ -416,7 +417,7 @@ def test_memory_is_linear_in_the_rows(equal):
 
 def test_each_process_hashes_in_its_own_way():
     """Else whoever reads the program could prepare rows that are taken for others."""
-    spec = importlib.util.spec_from_file_location("sk_unlearn._rows_again", _rows.__file__)
+    spec = importlib.util.spec_from_file_location("sk_unlearn._hashes_again", _row_hashes.__file__)
     again = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = again
     try:
@@ -424,4 +425,4 @@ def test_each_process_hashes_in_its_own_way():
     finally:
         del sys.modules[spec.name]
     X = np.ones((3, 4), dtype=np.float32)
-    assert not np.any(again._row_hash(X) == _rows._row_hash(X))
+    assert not np.any(again.row_hash(X) == _row_hashes.row_hash(X))

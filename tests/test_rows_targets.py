@@ -74,7 +74,7 @@ def test_every_bit_of_a_target_counts(bit):
 
 
 def test_if_hashes_collide_no_row_with_another_target_is_deleted(monkeypatch):
-    monkeypatch.setattr(_rows, "_with_label", lambda hashes, y: hashes)
+    monkeypatch.setattr(_rows, "with_label", lambda hashes, y: hashes)
     rows = rows_of([((1.0,), (2.0,))])
     with pytest.raises(UnknownRowError):
         rows.find_content(rows.X, rows.y + 1, None)
