@@ -86,11 +86,19 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def drop_no_ops(graph: fx.Graph) -> None:
-    """Remove the views and sums that change nothing: half of what a trace under vmap holds."""
+    """Remove the views and sums that change nothing, and the gradients that nobody reads.
+
+    The former are half of what a trace under vmap holds.
+    """
     for node in graph.nodes:
         if node.op == "call_function" and (source := _same_as(node)) is not None:
             node.replace_all_uses_with(source)
     graph.eliminate_dead_code()
+    for node in graph.nodes:
+        if node.target is aten.convolution_backward.default:
+            used = {user.args[1] for user in node.users}
+            mask = [wanted and i in used for i, wanted in enumerate(node.args[-1])]
+            node.args = (*node.args[:-1], mask)
 
 
 def _same_as(node: fx.Node) -> fx.Node | None:

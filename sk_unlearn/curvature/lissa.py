@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor
 
-from .._vectors import flatten
+from .batches import Batches
 from .hvp import DampedOperator
-from .products import EagerProduct
 from .solution import CURE_MARGIN, Solution, Solver, SolveStatus
 from .spectrum import BatchedLanczos, SpectrumEstimate, extreme_eigenvalues
-from .unfolded import keeps_convolutions
 
 if TYPE_CHECKING:
     from ..objective import Objective
@@ -27,10 +23,7 @@ _PROBED_BATCHES = 32
 _PROBE_STEPS = 8
 _SCALE_MARGIN = 1.5
 _GROWTH_ALLOWANCE = 10.0
-_CACHE_BYTES = 2**25
-_BLOCK_BYTES = 2**23
-_BLOCK_STEPS = 64
-_MIN_BLOCK_STEPS = 16
+_CHECKED_STEPS = 64
 
 
 class LiSSA(Solver):
@@ -105,7 +98,7 @@ class LiSSA(Solver):
             return Solution(torch.zeros_like(g), float(g.norm()), SolveStatus.NOT_FINITE, 0)
 
     def _run(self, objective: Objective, w: Tensor, g: Tensor, damping: float) -> Solution:
-        batches = _Batches(objective, w, self.repetitions, self.batch_size, self.random_state)
+        batches = Batches(objective, w, self.repetitions, self.batch_size, self.random_state)
         probe = _Probe(batches, damping) if self.scale is None else None
         scale = self.scale or _SCALE_MARGIN * probe.norm or 1.0
         groups = range(batches.n_groups)
@@ -116,24 +109,22 @@ class LiSSA(Solver):
         solution = Solution(x, norm, SolveStatus.CONVERGED, n_products, f"scale={scale:.4g}.")
         if norm <= self.tol * float(g.norm()):
             return solution
+        probe, detail = probe or _Probe(batches, damping), solution.detail
+        if probe.norm > scale:
+            why = f"A batch among {_PROBED_BATCHES} has norm {probe.norm:.4g}, damping included."
+            n_products = batches.n_row_products / objective.n_rows
+            failed = replace(solution, status=SolveStatus.SCALE_TOO_SMALL, n_products=n_products)
+            return replace(failed, detail=f"{detail} {why}")
         ends = extreme_eigenvalues(objective.hessian_at(w))
-        probe = probe or _Probe(batches, damping)
         status, why, found = self._diagnose(ends, probe, scale, damping)
-        return replace(
-            solution,
-            status=status,
-            n_products=batches.n_row_products / objective.n_rows + ends.n_products,
-            detail=f"{solution.detail} {why}",
-            **found,
-        )
+        n_products = batches.n_row_products / objective.n_rows + ends.n_products
+        detail = f"{detail} {why}"
+        return replace(solution, status=status, n_products=n_products, detail=detail, **found)
 
     def _diagnose(
         self, ends: SpectrumEstimate, probe: _Probe, scale: float, damping: float
     ) -> tuple[SolveStatus, str, dict[str, float]]:
-        """Name the condition of (T11) that failed, and what it was found by."""
-        if probe.norm > scale:
-            why = f"A batch among {_PROBED_BATCHES} has norm {probe.norm:.4g}, damping included."
-            return SolveStatus.SCALE_TOO_SMALL, why, {}
+        """Name the condition of (T11) that failed, the scale excepted, and what it was found by."""
         smallest = ends.smallest + damping
         if smallest <= 0:
             cure = CURE_MARGIN * (ends.smallest_error - ends.smallest)
@@ -156,128 +147,10 @@ class LiSSA(Solver):
         return SolveStatus.TOO_NOISY, "", {}
 
 
-class _Batches:
-    """Hessians of random batches at one point, `width` of them multiplied at once."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        w: Tensor,
-        repetitions: int,
-        batch_size: int,
-        random_state: int | np.random.RandomState | None,
-    ) -> None:
-        self.objective, self.lam = objective, objective.lam
-        self.parameters = objective.split(w.clone())
-        self.every_row = batch_size >= objective.n_rows
-        self.batch_size = min(batch_size, objective.n_rows)
-        repetitions = 1 if self.every_row else repetitions
-        self.width = self._width(repetitions)
-        self.n_groups = repetitions // self.width
-        self.n_row_products = 0
-        self._rng = check_random_state(random_state)
-        X, y = self.rows(torch.arange(self.width * self.batch_size) % objective.n_rows)
-        if self.width > 1:
-            X, y = (t.unflatten(0, (self.width, -1)) for t in (X, y))
-        n_batches = self.width if self.width > 1 else None
-        self._rule = objective.split_product(self.parameters, X, y, n_batches)
-
-    def _width(self, repetitions: int) -> int:
-        """Return the largest part of the chains that fits the memory, or the cache of a CPU.
-
-        One, where a CPU would have to convolve each batch with its own vector.
-        """
-        limit = self.objective.memory_budget
-        if self.objective.device.type == "cpu":
-            X, y = self.rows(torch.arange(self.batch_size))
-            if keeps_convolutions(lambda: self.objective.batch_loss(self.parameters, X, y)):
-                return 1
-            limit = min(limit, _CACHE_BYTES)
-        fits = limit // (self.batch_size * self.objective.graph_row_bytes)
-        return max(
-            n for n in range(1, repetitions + 1) if repetitions % n == 0 and n <= max(1, fits)
-        )
-
-    def draw(self, n_steps: int) -> Tensor:
-        """Return row indices, shape (n_steps, width, batch_size)."""
-        n, size = self.objective.n_rows, (n_steps, self.width, self.batch_size)
-        if self.every_row:
-            return torch.arange(n).expand(size)
-        return torch.from_numpy(self._rng.randint(n, size=size))
-
-    def rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows at `indices`, the shape of `indices` first."""
-        tables = self.objective.X, self.objective.y
-        flat = indices.reshape(-1)
-        return tuple(
-            self.objective.cast(t.index_select(0, flat.to(t.device))).view(
-                *indices.shape, *t.shape[1:]
-            )
-            for t in tables
-        )
-
-    def states(self, n_steps: int) -> Iterator[Any]:
-        """Draw `n_steps` times, and iterate over what products with those batches share."""
-        block = 1
-        while n_steps > 0:
-            block = min(block, n_steps)
-            X, y = self.rows(self.draw(block))
-            if block > 1:
-                one = self.width == 1
-                X, y = (X[:, 0], y[:, 0]) if one else (X, y)
-                yield from self._rule.at_many(self.parameters, X, y)
-            else:
-                state = self._at(X[0], y[0])
-                yield state
-                block = self._block_steps(state)
-            n_steps -= len(y)
-
-    def _block_steps(self, state: Any) -> int:
-        """Return how many steps to prepare at once: many to save dispatch, one to save memory."""
-        if self._rule is None:
-            return 1
-        block = min(_BLOCK_STEPS, _BLOCK_BYTES // sum(t.nbytes for t in state))
-        return block if block >= _MIN_BLOCK_STEPS else 1
-
-    def _at(self, X: Tensor, y: Tensor) -> Any:
-        if self._rule is not None:
-            X, y = (X[0], y[0]) if self.width == 1 else (X, y)
-            return self._rule.at(self.parameters, X, y)
-        eager = EagerProduct(self.objective.batch_loss)
-        return [eager.at(self.parameters, *pair) for pair in zip(X, y, strict=True)]
-
-    def product(self, state: Any, vectors: Sequence[Tensor]) -> list[Tensor]:
-        """Multiply each batch's Hessian (without lam) with its own vector, tensor by tensor."""
-        self.n_row_products += self.width * self.batch_size
-        if self._rule is not None:
-            if self.width == 1:
-                return [t[None] for t in self._rule.product(state, [v[0] for v in vectors])]
-            return self._rule.product(state, vectors)
-        eager = EagerProduct(self.objective.batch_loss)
-        each = [eager.product(s, [v[i] for v in vectors]) for i, s in enumerate(state)]
-        return [torch.stack(parts) for parts in zip(*each, strict=True)]
-
-    def on_all_rows(self, v: Tensor) -> Tensor:
-        """Multiply with the Hessian of all rows (with lam), in blocks of the traced size."""
-        n, size = self.objective.n_rows, (-1, self.width, self.batch_size)
-        n_traced = n - n % (self.width * self.batch_size) if self._rule is not None else 0
-        total, vectors = torch.zeros_like(v), self.objective.split(v.expand(self.width, -1))
-        for indices in torch.arange(n_traced).view(size):
-            parts = self.product(self._at(*self.rows(indices)), vectors)
-            total += torch.cat([t.flatten(1) for t in parts], 1).sum(0)
-        total = total.mul_(self.batch_size / n).add_(v, alpha=self.lam * n_traced / n)
-        if n_traced < n:
-            rest = torch.arange(n_traced, n)
-            operator = self.objective.hessian_at(flatten(self.parameters), rest, once=True)
-            total.add_(operator(v), alpha=len(rest) / n)
-            self.n_row_products += len(rest)
-        return total
-
-
 class _Probe:
     """What a sample of batches shows of ``H_i + damping I``: its norm, its smallest curvature."""
 
-    def __init__(self, batches: _Batches, damping: float) -> None:
+    def __init__(self, batches: Batches, damping: float) -> None:
         self._batches, self._shift = batches, batches.lam + damping
         n_states = -(-_PROBED_BATCHES // batches.width)
         self._states = list(batches.states(1 if batches.every_row else n_states))
@@ -317,7 +190,7 @@ class _Probe:
         return float(lanczos.ends()[0].max())
 
 
-def _advance(batches: _Batches, g: Tensor, damping: float, scale: float, steps: int) -> Tensor:
+def _advance(batches: Batches, g: Tensor, damping: float, scale: float, steps: int) -> Tensor:
     """Run all chains, or stop when they leave the range that contractions allow."""
     chains = g.expand(batches.width, -1).clone()
     parts = batches.objective.split(chains)
@@ -326,7 +199,7 @@ def _advance(batches: _Batches, g: Tensor, damping: float, scale: float, steps: 
         products = batches.product(state, parts)
         torch.add(g, chains, alpha=keep, out=chains)
         torch._foreach_add_(parts, products, alpha=-1 / scale)
-        if step % _BLOCK_STEPS == 0:
+        if step % _CHECKED_STEPS == 0:
             # ||h_i|| <= (i + 1) ||g|| as long as no A_i expands
             if not float(chains.norm(dim=1).max()) <= limit * (step + 1):
                 break

@@ -171,7 +171,7 @@ def test_the_seed_decides_and_blocks_do_not(monkeypatch):
     first = run(3)
     assert torch.equal(first.value, run(3).value)
     assert not torch.equal(first.value, run(4).value)
-    monkeypatch.setattr("sk_unlearn.curvature.lissa._BLOCK_STEPS", 1)
+    monkeypatch.setattr("sk_unlearn.curvature.batches._BLOCK_STEPS", 1)
     torch.testing.assert_close(first.value, run(3).value, rtol=1e-12, atol=0)
 
 
@@ -193,11 +193,10 @@ class Head(nn.Linear):
         return torch.tanh(super().forward(X))
 
 
-def one_after_the_other(module, X, y, g, lam, damping, scale, repetitions, steps, batch_size):
-    """Return LiSSA's estimate by the plain loop, on the batches of seed 0."""
-    batches = np.random.RandomState(0).randint(len(X), size=(steps, repetitions, batch_size))
+def one_after_the_other(module, X, y, g, lam, damping, scale, batches):
+    """Return LiSSA's estimate by the plain loop, on batches of shape (steps, repetitions, size)."""
     parameters, estimates = list(module.parameters()), []
-    for i in range(repetitions):
+    for i in range(batches.shape[1]):
         h = g.clone()
         for rows in batches[:, i]:
             loss = nn.functional.cross_entropy(module(X[rows]), y[rows])
@@ -213,7 +212,8 @@ def test_all_chains_at_once_are_the_plain_loop_with_and_without_a_trace():
     module, X = Head(4, 3).double(), torch.randn(40, 4, dtype=torch.float64)
     y, g = torch.randint(3, (40,)), torch.linspace(-1, 1, 15, dtype=torch.float64)
     w = flatten([p.detach() for p in module.parameters()])
-    expected = one_after_the_other(module, X, y, g, 0.1, 0.5, 5.0, 4, 120, 5)
+    batches = np.random.RandomState(0).randint(40, size=(120, 4, 5))
+    expected = one_after_the_other(module, X, y, g, 0.1, 0.5, 5.0, batches)
     solver = LiSSA(repetitions=4, steps=120, batch_size=5, scale=5.0, tol=0.2, random_state=0)
     objective = Objective(module, nn.CrossEntropyLoss(), X, y, lam=0.1)
     solution = solver.solve(objective, w, g, 0.5)
@@ -224,6 +224,27 @@ def test_all_chains_at_once_are_the_plain_loop_with_and_without_a_trace():
     with pytest.warns(UnlearningWarning, match="cannot be traced"):
         solution = solver.solve(objective, w, g, 0.5)
     torch.testing.assert_close(solution.value, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.filterwarnings("error:Hessian products")
+def test_chains_advance_one_by_one_where_convolutions_are_large(normalised, monkeypatch):
+    monkeypatch.setattr("sk_unlearn.curvature.unfolded._SMALL_BYTES", 0)
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(1, 2) if normalised else nn.Identity()
+    layers = nn.Conv2d(1, 2, 3), norm, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)
+    module, X = nn.Sequential(*layers).double(), torch.randn(23, 1, 4, 4, dtype=torch.float64)
+    y, w = torch.randint(3, (23,)), flatten([p.detach() for p in module.parameters()])
+    g = torch.linspace(-1, 1, len(w), dtype=w.dtype)
+    batches = np.random.RandomState(0).randint(23, size=(3, 30, 5)).swapaxes(0, 1)
+    expected = one_after_the_other(module, X, y, g, 0.1, 0.5, 9.0, batches)
+    objective = Objective(module, nn.CrossEntropyLoss(), X, y, lam=0.1)
+    solver = LiSSA(repetitions=3, steps=30, batch_size=5, scale=9.0, tol=99.0, random_state=0)
+    solution = solver.solve(objective, w, g, 0.5)
+    torch.testing.assert_close(solution.value, expected, rtol=1e-10, atol=1e-12)
+    residual = objective.hessian_at(w)(expected) + 0.5 * expected - g
+    assert solution.residual_norm == pytest.approx(float(residual.norm()), rel=1e-9)
+    assert solution.n_products == pytest.approx(3 * 30 * 5 / 23 + 1)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,11 @@ LAYERS = {  # name: layers, whether a convolution is written out
         lambda: [nn.MaxPool2d(3, 1), nn.Conv2d(2, 2, 2), nn.MaxPool2d(2), nn.MaxPool2d((2, 1))],
         True,
     ),
+    "groups of channels": (lambda: [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4, eps=0.1)], True),
+    "groups as they are": (
+        lambda: [nn.GroupNorm(2, 2, affine=False), nn.Conv2d(2, 4, 3), nn.GroupNorm(1, 4)],
+        True,
+    ),
     "average": (lambda: [nn.Conv2d(2, 2, 3), nn.AvgPool2d(2)], True),
 }
 
@@ -187,8 +192,9 @@ def test_reference_networks_against_autograd(make):
 def test_large_windows_that_overlap_are_left_to_torch():
     layer = nn.Conv2d(16, 4, 3)
     few, many = torch.rand(2, 16, 8, 8), torch.rand(20, 16, 28, 28)
-    assert not unfolded.keeps_convolutions(lambda: layer(few))
-    assert unfolded.keeps_convolutions(lambda: layer(many))
+    assert unfolded.seen_in(lambda: layer(few)).left == 0
+    assert unfolded.seen_in(lambda: layer(many)).left == 1
     layer.stride = (2, 2)
-    assert not unfolded.keeps_convolutions(lambda: layer(many))
-    assert unfolded.keeps_convolutions(lambda: nn.Conv1d(2, 2, 3)(torch.rand(1, 2, 9)))
+    assert unfolded.seen_in(lambda: layer(many)).left == 0
+    assert unfolded.seen_in(lambda: nn.Conv1d(2, 2, 3)(torch.rand(1, 2, 9))).left == 1
+    assert unfolded.seen_in(lambda: nn.GroupNorm(1, 2)(torch.rand(1, 2, 9))).normalised
