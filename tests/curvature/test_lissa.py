@@ -237,9 +237,9 @@ def test_chains_advance_one_by_one_where_convolutions_are_large(normalised, monk
     y, w = torch.randint(3, (23,)), flatten([p.detach() for p in module.parameters()])
     g = torch.linspace(-1, 1, len(w), dtype=w.dtype)
     batches = np.random.RandomState(0).randint(23, size=(3, 30, 5)).swapaxes(0, 1)
-    expected = one_after_the_other(module, X, y, g, 0.1, 0.5, 9.0, batches)
+    expected = one_after_the_other(module, X, y, g, 0.1, 0.5, 500.0, batches)
     objective = Objective(module, nn.CrossEntropyLoss(), X, y, lam=0.1)
-    solver = LiSSA(repetitions=3, steps=30, batch_size=5, scale=9.0, tol=99.0, random_state=0)
+    solver = LiSSA(repetitions=3, steps=30, batch_size=5, scale=500.0, tol=99.0, random_state=0)
     solution = solver.solve(objective, w, g, 0.5)
     torch.testing.assert_close(solution.value, expected, rtol=1e-10, atol=1e-12)
     residual = objective.hessian_at(w)(expected) + 0.5 * expected - g
