@@ -2,9 +2,9 @@
 
 MNIST (8,000 rows, the first 1,000 deleted), MLP 784-32-32-10, trained to the end (SGD, 30 epochs,
 falling step) or not (Adam, 15 epochs). The right side is the gradient of the retained rows; the
-solution that errors are measured against is computed in float64 by CG to a residual of 1e-7 (1e-4 against the loop). One
-thread, CPU seconds, the two sides of a ratio alternate. mnist10k.npz is looked for in
-SK_UNLEARN_DATA.
+solution that errors are measured against is computed in float64 by CG to a residual of 1e-7 (1e-4
+against the loop). One thread, CPU seconds, the two sides of a ratio alternate. mnist10k.npz is
+looked for in SK_UNLEARN_DATA.
 
 Against the loop, LiSSA's tracing and its residual on all rows are counted, and the cause of a
 residual is not looked for (the loop does neither). What is left to gain is counted in
