@@ -158,7 +158,7 @@ def test_report_timeline_and_command_line_read_it(path, tmp_path, capsys):
     net.unlearn(indices=[100])
     net.request_deletion(indices=[0])
     page = report(net, tmp_path / "page.html").read_text()
-    assert "Entries in the ledger: 4" in page
+    assert "Each of the 4 entries contains the hash" in page
     steps = DeletionTimelineDisplay.from_ledger(net.ledger_).steps
     assert steps["requested"][1][-1] == 4 and steps["released"][1][-1] == 3
     head = net.ledger_.head

@@ -52,7 +52,11 @@ FAR = np.full((1, 4), 99.0)
         ({"X_u": X[:1, :3], "y_u": NAMES[:1]}, DeletionRequestError, "3 features"),
         ({"X_u": X[:2], "y_u": NAMES[:1]}, DeletionRequestError, "inconsistent"),
         ({"X_u": X[:1] * np.nan, "y_u": NAMES[:1]}, DeletionRequestError, "NaN"),
-        ({"X_u": [["a"] * 4], "y_u": NAMES[:1]}, DeletionRequestError, "could not convert"),
+        (
+            {"X_u": [["a"] * 4], "y_u": NAMES[:1]},
+            DeletionRequestError,
+            "text or dates in the columns 0",
+        ),
         ({"X_u": X[[0, 0]], "y_u": NAMES[[0, 0]]}, UnknownRowError, "more often"),
         ({"indices": [0, 0]}, DeletionRequestError, "indices 0 are named twice"),
         ({"indices": [150]}, UnknownRowError, "indices 150 are outside 0 ... 149"),
