@@ -6,13 +6,12 @@ solution that errors are measured against is computed in float64 by CG to a resi
 against the loop). One thread, CPU seconds, the two sides of a ratio alternate. mnist10k.npz is
 looked for in SK_UNLEARN_DATA.
 
-Against the loop, LiSSA's tracing and its residual on all rows are counted, and the cause of a
-residual is not looked for (the loop does neither). What is left to gain is counted in
-multiplications: the max-pooled net takes 177 MFLOP a step and chain in the loop and at least 133
-whatever is kept, and both run their 3x3 convolutions at nearly the speed of a matrix product, so
-that about 1.5 times is what remains; chains whose convolutions stay large are advanced one by one,
-and by autograd itself where channels are normalised too (a reference ResNet: as slow as the loop,
-and the residual on top).
+Against the loop, LiSSA's tracing and its residual on all rows are counted, which few steps do not
+make up for; the cause of a residual is not looked for. Counted in multiplications, the max-pooled
+net takes 177 MFLOP a step and chain in the loop and 133 in LiSSA, in 3x3 convolutions that both
+run nearly as fast as matrix products: a third faster is what was measured, three times is out of
+reach. Chains whose convolutions stay large are advanced one by one, and by autograd where channels
+are normalised too: as fast as the loop, and the residual on top.
 
     python benchmarks/solvers.py
 """
