@@ -86,6 +86,7 @@ class RecoveryMixin(BudgetMixin):
         """Return what the next release must serve: what waits, and what this net missed."""
         waiting, since = self._recover(rows), self.ledger_.since(self.heard_)
         queue, missed = waiting, [e for e in since if e.state == RELEASED and self._ours(e)]
+        told = set(self.behind_)
         if missed or self.behind_:
             mus = [Certificate.from_json(str(e.certificate)).proved_mu for e in missed]
             with hold_interrupt():
@@ -93,7 +94,7 @@ class RecoveryMixin(BudgetMixin):
                 self.n_releases_ += len(missed)
                 self.release_mus_ = (*self.release_mus_, *mus)
                 self.heard_ = end_of(since, self.heard_)
-        if queue.keys() > waiting.keys():
+        if queue.keys() > waiting.keys() or not told.issuperset(self.behind_):
             names = [request_id for e in missed for request_id in e.request_ids] or self.behind_
             _warn(
                 f"requests {names[:5]} ({len(names)} in all) were released after this net was "

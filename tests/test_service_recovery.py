@@ -173,7 +173,7 @@ def test_a_repetition_that_was_queued_and_lost_is_not_queued_twice(path, monkeyp
             crash(old, monkeypatch, Residual, "center", lambda n: n.process_deletions())
     assert len(net.ledger_.pending()) == 1
     old = pickle.loads(stored)
-    with pytest.warns(UnlearningWarning):
+    with pytest.warns(UnlearningWarning, match="released after this net was stored"):
         old.process_deletions()
     assert left(old) == without(7) and not old.ledger_.pending()
 
