@@ -9,8 +9,7 @@ tolerance of "released". Each line runs in a forked process of its own, one thre
 how far the peak of resident memory rises above what the rows and imports take, per training row.
 
 The factors of "secret" grow old: its passes rise with what was deleted, until twenty do not do and
-fresh factors take over. That came once in the committed run, which is of before the fresh ones
-were kept for the releases after.
+fresh factors take over, which the releases after it keep.
 
 What "released" rebuilds from: Cholesky factors of each class's Hessian at the released weights, at
 once. A weight-free Gram matrix X'X/4 + lam I, which might be downdated instead, saves the 0.1 s
