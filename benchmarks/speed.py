@@ -138,9 +138,10 @@ def measure(n: int, d: int, n_deleted: int, repeats: int, deep: bool) -> list[di
         seconds = median(spent for spent, _ in runs)
         more = {key: median(facts[key] for _, facts in runs) for key in runs[0][1]}
         rows.append({"what": name, "n": n, "d": d, "deleted": n_deleted, "seconds": seconds} | more)
+        rebuild = f"{more['rebuild']:10.4f} s rebuild" if "rebuild" in more else " " * 20
         print(
             f"n {n:8d}  d {d:4d}  deleted {n_deleted:5d}  {name:38}{seconds:10.4f} s"
-            f"{more.get('rebuild', float('nan')):10.4f} s rebuild {more['MiB']:8.0f} MiB",
+            f"{rebuild} {more['MiB']:8.0f} MiB",
             flush=True,
         )
     return rows
