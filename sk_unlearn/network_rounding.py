@@ -228,10 +228,10 @@ def _forward(layers: list[Layer], x: Bounded) -> Bounded:
 
 def _ambiguous(layers: list[Layer], X: np.ndarray | Tensor) -> int:
     """Count the open derivatives of the last forward pass; look at places only if there are any."""
-    images = torch.tensor(np.asarray(X))
-    if images.ndim != 4 or not sum(layer.ambiguous(None) for layer in layers):
-        return sum(layer.ambiguous(None) for layer in layers)
-    labels: Tensor | None = pixel_labels(images)
+    total = sum(layer.ambiguous(None) for layer in layers)
+    if not total or X.ndim != 4:
+        return total
+    labels: Tensor | None = pixel_labels(torch.tensor(np.asarray(X)))
     total = 0
     for layer in layers:
         total += layer.ambiguous(labels)

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from .. import bounds
-from ..assumptions import Assumption, Status
 from ..constraint import project
-from ..curvature import CG, Solution, SolveStatus, extreme_eigenvalues
+from ..curvature import CG, Solution, SolveStatus
 from ..events import Event, GaussianRelease, UncertifiedRelease
 from ..exceptions import NotApplicableError, ToleranceNotReachedError, UnlearningWarning
 from ..objective import Objective
 from ._checks import require_state
+from ._newton_constants import contradictions, declared
 from .base import BALL_BY_CONSTRUCTION, OneShotMethod, Outcome, Problem, Rows, Setting
 
 
@@ -204,7 +204,7 @@ class Newton(OneShotMethod):
         newton = self.bound == "newton" and self.noise_std is None
         assumptions = [BALL_BY_CONSTRUCTION]
         if newton:
-            assumptions += self._declared()
+            assumptions += declared(self)
         if not len(problem.deleted):
             nothing = {"passes": 0.0}
             return Outcome(start, event, tuple(assumptions), nothing, state=self._kept(start))
@@ -217,8 +217,8 @@ class Newton(OneShotMethod):
         step = solution.value.double().cpu().numpy()
         stepped = project(start - step, problem.reference, problem.setting.C)
         if newton:
-            contradictions, products = self._contradictions(objective, start, stepped)
-            assumptions += contradictions
+            found, products = contradictions(self, objective, start, stepped)
+            assumptions += found
             passes += products
         diagnostics = {
             "residual_norm": solution.residual_norm,
@@ -275,73 +275,6 @@ class Newton(OneShotMethod):
                 stacklevel=2,
             )
         return solution
-
-    def _declared(self) -> list[Assumption]:
-        return [
-            Assumption(
-                "gradient bound",
-                Status.BY_CONSTRUCTION,
-                f"fit stops at gradient norm <= {self.gradient_bound:g} or fails",
-            ),
-            Assumption(
-                "residual",
-                Status.BY_CONSTRUCTION,
-                f"the linear system is solved to residual <= {self.residual_tol:g} or the release "
-                "fails (T10)",
-            ),
-            Assumption(
-                "hessian_lipschitz",
-                Status.ASSUMED,
-                f"the Hessian of F is {self.hessian_lipschitz:g}-Lipschitz over the ball: "
-                "declared, "
-                "not proved (T9)",
-            ),
-            Assumption(
-                "lambda_min",
-                Status.ASSUMED,
-                f"no Hessian of F over the ball has an eigenvalue below {self.lambda_min:g}: "
-                "declared, not proved (T9)",
-            ),
-        ]
-
-    def _contradictions(
-        self, objective: Objective, start: np.ndarray, stepped: np.ndarray
-    ) -> tuple[list[Assumption], int]:
-        """Look for evidence against the declared constants; finding none proves nothing.
-
-        Returns also the Hessian products that this took.
-        """
-        out = []
-        here, there = (
-            objective.hessian_at(objective.as_point(_point(w))) for w in (start, stepped)
-        )
-        ends = extreme_eigenvalues(here)
-        seen, products = ends.smallest, ends.n_products
-        if seen < self.lambda_min:
-            out.append(
-                Assumption(
-                    "lambda_min contradicted",
-                    Status.REFUTED,
-                    "a curvature below the declared lambda_min was met",
-                    f"{seen:.4g} < {self.lambda_min:g}",
-                )
-            )
-        move = stepped - start
-        distance = float(np.linalg.norm(move))
-        if distance > 0:
-            v = objective.as_point(_point(move / distance))
-            slope = float(torch.linalg.vector_norm(there(v) - here(v))) / distance
-            products += 2
-            if slope > self.hessian_lipschitz:
-                out.append(
-                    Assumption(
-                        "hessian_lipschitz contradicted",
-                        Status.REFUTED,
-                        "along the step the Hessian changed faster than declared",
-                        f"{slope:.4g} > {self.hessian_lipschitz:g}",
-                    )
-                )
-        return out, products
 
 
 def _objective(problem: Problem, rows: Rows, dtype: torch.dtype | None = None) -> Objective:
