@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from math import inf, nextafter
 
 import numpy as np
-from scipy.linalg import cho_solve
 
 from . import bounds
-from .head_factors import SKETCH_RANK, HeadFactors, HeadSketch, cholesky
+from .head_factors import SKETCH_RANK, HeadFactors, HeadSketch, inverse
 from .logit_losses import LOSSES, Map
 
 _BLOCK_BYTES = 3 * 2**17
@@ -109,25 +108,26 @@ class HeadRisk:
         )
         return loss / len(self.y) + float(0.5 * self.lam * np.sum((W - self.reference) ** 2))
 
-    def residuals(self, W: np.ndarray) -> np.ndarray:
-        """Return the loss gradients in the logits (n, K)."""
-        return self._pass(W)[0]
-
     def gradient(self, W: np.ndarray) -> np.ndarray:
         """Return the gradient at W, mean over rows, penalty included."""
-        return self._pass(W)[1]
+        return self._pass(W)
 
     def _pass(
-        self, W: np.ndarray, norms: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return residuals and gradient; write the rows' norms into `norms` on the way."""
-        residuals, total = np.empty((self.shape[0], len(self.y))).T, np.zeros(self.shape)
+        self,
+        W: np.ndarray,
+        residual_norms: np.ndarray | None = None,
+        row_norms: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Return the gradient; write norms of the rows' residuals, and their own, on the way."""
+        total = np.zeros(self.shape)
         for rows, block in self.blocks():
-            residuals[rows] = self.loss.residuals(_logits(block, W), self.y[rows])
-            total += residuals[rows].T @ block
-            if norms is not None:
-                norms[rows] = _norms(block)
-        return residuals, total / len(self.y) + self.lam * (W - self.reference)
+            residuals = self.loss.residuals(_logits(block, W), self.y[rows])
+            total += residuals.T @ block
+            if residual_norms is not None:
+                residual_norms[rows] = _norms(residuals)
+            if row_norms is not None:
+                row_norms[rows] = _norms(block)
+        return total / len(self.y) + self.lam * (W - self.reference)
 
     def gradient_norm_bound(
         self, W: np.ndarray, tol: float | None = None
@@ -144,10 +144,10 @@ class HeadRisk:
         gradient : ndarray of shape (K, d + 1)
             The computed gradient.
         """
+        residual_norms = np.empty(len(self.y))
         unknown = np.empty(len(self.y)) if self._row_norms is None else None
-        residuals, gradient = self._pass(W, unknown)
+        gradient = self._pass(W, residual_norms, unknown)
         self._row_norms = row_norms = self._row_norms if unknown is None else unknown
-        residual_norms = _norms(residuals)
         mean_product = float(residual_norms @ row_norms) / len(self.y)
         rounding = bounds.gradient_rounding_error(
             n_rows=len(self.y),
@@ -214,8 +214,7 @@ class HeadRisk:
         beta = self.constants.smoothness
         if self.shape[1] > _MAX_DIRECT:
             return HeadSketch.of(self, np.full(len(self.y), beta)).solve
-        factor = cholesky(beta * self.gram(), self.lam)
-        return lambda V: cho_solve(factor, V.T, check_finite=False).T
+        return HeadFactors((inverse(beta * self.gram(), self.lam),), per_class=False).solve
 
     @property
     def factor_cost(self) -> float:

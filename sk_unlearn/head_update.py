@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy.linalg import cho_solve
+from scipy.linalg.blas import dsymm
 
 from .convex import Minimum
 from .head_factors import HeadFactors, HeadSketch
@@ -105,14 +105,14 @@ def _without_rows(solved: SolvedHead, deleted: HeadRisk, n_rows: int):
     factors, n_classes = solved.factors, len(solved.weights)
     if not (factors.per_class or deleted.loss.constant):
         return factors.solve
-    curvature = deleted.curvature(solved.weights)[:, : len(factors.factors)]
+    curvature = deleted.curvature(solved.weights)[:, : len(factors.inverses)]
     shrink = (n_rows - len(deleted.y)) / n_rows
     X, corrections = deleted.X, []
-    for factor, weights in zip(factors.factors, curvature.T, strict=True):
+    for whole, weights in zip(factors.inverses, curvature.T, strict=True):
         rows = np.argsort(-weights)[:_MAX_ROWS]
         rows = rows[weights[rows] > _MIN_CURVATURE]
         V = X[rows] * np.sqrt(weights[rows] / n_rows)[:, None]
-        Z = cho_solve(factor, V.T, check_finite=False)
+        Z = dsymm(1.0, whole, V.T)
         corrections.append((V, np.linalg.solve(np.eye(len(rows)) - V @ Z, Z.T)))
     if not factors.per_class:
         corrections *= n_classes

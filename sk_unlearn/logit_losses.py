@@ -36,7 +36,7 @@ class LogitLoss(ABC):
     def residuals(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return each row's gradient in the logits, (n, K)."""
         P = self.probabilities(logits)
-        P[np.arange(len(y)), y] -= 1.0
+        P -= (np.arange(P.shape[1])[:, None] == y).T
         return P
 
     @abstractmethod

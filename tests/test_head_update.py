@@ -80,6 +80,20 @@ def test_corrected_rows_are_in_the_first_step_too():
         assert np.linalg.norm(updated.weights - exact) <= (updated.bound + 1e-11) / lam
 
 
+@pytest.mark.parametrize("kind", ["ovr", "multinomial"])
+@pytest.mark.parametrize("lam", [1e-2, 1e-6])
+def test_the_factors_are_the_inverses_of_the_dense_hessian_blocks(kind, lam):
+    rng = np.random.default_rng(0)
+    risk = _risk(PIXELS[:40], LABELS[:40], lam, kind, 10)  # fewer rows than columns
+    W, gradient = rng.standard_normal((2, *risk.shape))
+    found = HeadFactors.at(risk, W, 2**30).solve(gradient)
+    X, curvature = risk.X, risk.curvature(W)
+    for step, weights, row in zip(found, curvature.T, gradient, strict=True):
+        block = (X.T * weights) @ X / 40 + lam * np.eye(65)
+        np.testing.assert_allclose(step, np.linalg.solve(block, row), rtol=1e-5, atol=1e-8 / lam)
+        assert row @ step > 0
+
+
 @pytest.mark.parametrize("max_bytes", [10 * 65 * 65 * 8 - 1, 65 * 65 * 8 - 1])
 def test_less_memory_means_one_shared_factor_or_none(max_bytes):
     solved = _solved(PIXELS, LABELS, 1e-2, "ovr", 10, max_bytes)

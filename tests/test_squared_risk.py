@@ -146,7 +146,7 @@ def test_one_factor_serves_all_outputs_and_solves_exactly():
     X, Y = data()
     risk = HeadRisk(X, Y, 3, 0.01, np.zeros((3, 7)), "squared")
     factors = HeadFactors.at(risk, risk.reference, 2**30)
-    assert len(factors.factors) == 1
+    assert len(factors.inverses) == 1
     step = factors.solve(risk.gradient(risk.reference))
     assert np.linalg.norm(risk.gradient(-step)) < 1e-12
 
