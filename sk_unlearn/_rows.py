@@ -236,11 +236,10 @@ class TrainingRows:
 
     def count_duplicates(self, deleted: TrainingRows) -> int:
         """Count the rows here that are equal, in features and label or target, to a deleted row."""
-        keys, gone = self._keys(), np.unique(deleted._keys())
-        if not len(gone):
-            return 0
-        nearest = gone[np.minimum(np.searchsorted(gone, keys), len(gone) - 1)]
-        return int(np.sum(nearest == keys))
+        keys, gone = self._keys(), deleted._keys()
+        marked = np.zeros(2**16, dtype=bool)
+        marked[gone.astype(np.uint16)] = True
+        return int(np.isin(keys[marked[keys.astype(np.uint16)]], gone).sum())
 
     def _row_hashes(self) -> np.ndarray:
         if not self._hashes:

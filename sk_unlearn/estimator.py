@@ -196,7 +196,10 @@ use_caching, torch_load_kwargs, **kwargs
 
     def _check_remaining(self, retained: TrainingRows, deleted: TrainingRows) -> None:
         super()._check_remaining(retained, deleted)
-        gone = np.setdiff1d(deleted.y, retained.y)
+        before, after = (
+            np.bincount(rows.y, minlength=len(self.classes_)) for rows in (deleted, retained)
+        )
+        gone = np.flatnonzero((before > 0) & (after == 0))
         if len(gone) and not self.classes_declared_:
             labels = ", ".join(repr(label) for label in self.classes_[gone].tolist())
             raise DeletionRequestError(

@@ -363,6 +363,15 @@ def test_duplicates_of_deleted_rows_are_counted(kept, deleted):
     assert rows_of(kept).count_duplicates(rows_of(deleted)) == expected
 
 
+def test_rows_whose_keys_end_alike_are_no_duplicates(monkeypatch):
+    def alike(X):
+        return X.reshape(len(X), -1)[:, 0].astype(np.uint64) << np.uint64(16)
+
+    monkeypatch.setattr(_rows, "row_hash", alike)
+    kept = rows_of([((i, 0), 0) for i in (1, 2, 3, 3)])
+    assert kept.count_duplicates(rows_of([((3, 0), 0), ((4, 0), 0)])) == 2
+
+
 @given(some_rows, st.data())
 def test_take_and_without_share_no_memory_and_change_nothing(items, data):
     rows = rows_of(items, [str(i) for i in range(len(items))])

@@ -142,6 +142,18 @@ def _largest_mu(epsilon: float, delta: float) -> float:
     return float(gaussian_mu(epsilon, delta))
 
 
+@lru_cache(maxsize=128, typed=True)
+def _mu_of(shift: float, noise: float) -> float:
+    """Compute once what every release of a service spends."""
+    return float(sensitivity_mu(shift, noise))
+
+
+@lru_cache(maxsize=128, typed=True)
+def _delta_of(mu: float, epsilon: float) -> float:
+    """Compute once what every certificate of a service is verified by."""
+    return float(gaussian_delta(mu, epsilon))
+
+
 def _mu(event: GaussianRelease | ObjectivePerturbation) -> float:
     """Return the mu of a Gaussian shift.
 
@@ -154,7 +166,7 @@ def _mu(event: GaussianRelease | ObjectivePerturbation) -> float:
         shift, noise = event.residual, event.noise_std
     if shift is None or noise is None:
         raise CalibrationError(f"{event!r} is incomplete: calibrate it first")
-    return float(sensitivity_mu(shift, noise))
+    return _mu_of(shift, noise)
 
 
 @event_mu.register
@@ -164,7 +176,7 @@ def _(event: GaussianRelease | ObjectivePerturbation) -> float | None:
 
 @event_delta.register
 def _(event: GaussianRelease | ObjectivePerturbation, epsilon: float) -> float:
-    return float(gaussian_delta(_mu(event), epsilon))
+    return _delta_of(_mu(event), epsilon)
 
 
 @event_epsilon.register
