@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .head_risk import HeadRisk
 
 SKETCH_RANK = 300
+_NEGLIGIBLE = 1e-4
+"""Rows that bend the loss less than this share of what the one that bends it most does are left
+out of a Hessian that preconditions: of one-vs-rest heads that fit their rows that is most rows."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class HeadFactors:
         for per_class, size in ((not risk.loss.constant, n_classes), (False, 1)):
             if size * d * d * 8 <= max_bytes:
                 each = weights if per_class else weights.mean(axis=1, keepdims=True)
-                blocks = (risk.gram(column) for column in each.T)
+                blocks = (risk.gram(_without_negligible(column)) for column in each.T)
                 try:
                     inverses = tuple(inverse(block, risk.lam) for block in blocks)
                 except MemoryError:
@@ -93,6 +96,10 @@ class HeadSketch:
     def solve(self, gradient: np.ndarray) -> np.ndarray:
         """Return about the blocks' inverse times `gradient` (K, d + 1), up to a factor."""
         return np.stack([self.sketch.solve(row) for row in gradient])
+
+
+def _without_negligible(weights: np.ndarray) -> np.ndarray:
+    return np.where(weights > _NEGLIGIBLE * weights.max(), weights, 0.0)
 
 
 def inverse(gram: np.ndarray, lam: float) -> np.ndarray:

@@ -88,11 +88,11 @@ class HeadRisk:
         X[:, :-1] = self._features
         return X
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield slices of the rows and their part of :attr:`X`, valid until the next one."""
         self.n_passes += 1
         n, d = self._features.shape
-        size = size or max(64, _BLOCK_BYTES // (8 * (d + 1)))
+        size = max(64, _BLOCK_BYTES // (8 * (d + 1)))
         buffer = np.ones((min(size, n), d + 1))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
@@ -202,10 +202,17 @@ class HeadRisk:
 
     def gram(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Return the mean over rows of ``x x'``, each times its weight (n,) where there are any."""
+        self.n_passes += 1
         total = np.zeros((self.shape[1],) * 2)
-        for rows, block in self.blocks(_GRAM_ROWS):
-            scaled = block if weights is None else block * np.sqrt(weights[rows])[:, None]
-            total += scaled.T @ scaled
+        chosen = np.arange(len(self.y)) if weights is None else np.flatnonzero(weights)
+        buffer = np.empty((min(_GRAM_ROWS, len(chosen)), self.shape[1]))
+        for start in range(0, len(chosen), _GRAM_ROWS):
+            rows = chosen[start : start + _GRAM_ROWS]
+            block = buffer[: len(rows)]
+            block[:, :-1], block[:, -1] = self._features[rows], 1.0
+            if weights is not None:
+                block *= np.sqrt(weights[rows])[:, None]
+            total += block.T @ block
         total /= len(self.y)
         return total
 

@@ -391,7 +391,7 @@ def test_blocks_of_rows_add_up_to_all_of_them(monkeypatch, multi_class, dtype, n
     X, y, rng = problem(0, n, 5, 3)
     X, reference = X.astype(dtype), rng.standard_normal((3, 6))
     risk = HeadRisk(X, y, 3, 0.1, reference, multi_class)
-    W, V, weights = (*rng.standard_normal((2, 3, 6)), rng.random(n))
+    W, V, weights = (*rng.standard_normal((2, 3, 6)), rng.random(n) * (rng.random(n) < 0.5))
     D = np.hstack([X.astype(np.float64), np.ones((n, 1))])
     assert sum(len(block) for _, block in risk.blocks()) == n
     assert np.array_equal(np.vstack([block.copy() for _, block in risk.blocks()]), D)
