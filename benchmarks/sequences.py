@@ -125,7 +125,7 @@ def main() -> None:
         accuracies = [100 * draw["accuracy"] for draw in draws]
         print(
             f"{name:20}{seconds:8.2f}{first / seconds:8.1f}x{mean['response']:10.2f}"
-            f"{mean['rebuild']:9.2f}{passes[0]:7d} ...{passes[-1]:4d}"
+            f"{mean['rebuild']:9.2f}{passes[0]:7.0f} ...{passes[-1]:4.0f}"
             f"{accuracies[0]:8.2f} ...{accuracies[-1]:5.2f}{facts['KiB per row']:9.1f}",
             flush=True,
         )

@@ -51,8 +51,9 @@ class HeadRisk:
 
     Attributes
     ----------
-    n_passes : int
-        How often all rows were gone through: for a value, a gradient, a Hessian product, factors.
+    n_passes : float
+        How often all rows were gone through: for a value, a gradient, a Hessian product, factors;
+        what reads some rows only counts for their share.
     """
 
     product_accuracy = 0.0
@@ -78,7 +79,7 @@ class HeadRisk:
         self.shape = (n_classes, self._features.shape[1] + 1)
         self.feature_error = feature_error
         self._row_norms: np.ndarray | None = None
-        self.n_passes = 0
+        self.n_passes = 0.0
 
     @property
     def X(self) -> np.ndarray:
@@ -202,9 +203,9 @@ class HeadRisk:
 
     def gram(self, weights: np.ndarray | None = None) -> np.ndarray:
         """Return the mean over rows of ``x x'``, each times its weight (n,) where there are any."""
-        self.n_passes += 1
         total = np.zeros((self.shape[1],) * 2)
         chosen = np.arange(len(self.y)) if weights is None else np.flatnonzero(weights)
+        self.n_passes += len(chosen) / len(self.y)
         buffer = np.empty((min(_GRAM_ROWS, len(chosen)), self.shape[1]))
         for start in range(0, len(chosen), _GRAM_ROWS):
             rows = chosen[start : start + _GRAM_ROWS]

@@ -2,13 +2,15 @@
 
 The deleted rows' gradient is all that separates the old optimum from the new risk, and their
 curvature all that separates the Hessians there, so the first step needs no pass over the rows
-that stay; each further pass divides the gradient by about ``n/n_u``.
+that stay; each further pass divides the gradient by about ``n/n_u``. Where the deleted rows hold
+much of the curvature it does not; then the Hessian is factored once more on the way.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import inf, log
 
 import numpy as np
 from scipy.linalg.blas import dsymm
@@ -21,6 +23,8 @@ _DEPTH = 8
 _MAX_PASSES = 20
 _MAX_ROWS = 100
 _MIN_CURVATURE = 1e-3
+_AFTER_FACTORS = 4
+"""Passes that mixing still takes with factors of the Hessian where it is."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def delete(
     deleted: HeadRisk,
     tol: float,
     added: HeadRisk | None = None,
-) -> tuple[Minimum, int]:
+) -> tuple[Minimum, float]:
     """Move to the optimum of `retained`; Anderson mixing of steps with the corrected factors.
 
     Parameters
@@ -70,7 +74,7 @@ def delete(
     Minimum
         Where it stopped; its ``bound`` is above `tol` when mixing did not get there, and the
         caller goes on with a globally convergent solver.
-    n_passes : int
+    n_passes : float
         Passes over the retained rows.
     """
     n_u, n_r, W = len(deleted.y), len(retained.y), solved.weights
@@ -83,18 +87,31 @@ def delete(
     points, steps = [W], [solve(pull)]
     exact = solved.factors.per_class or retained.loss.constant
     groups = len(W) if retained.loss.separable and exact else 1
-    best = None
-    for n_passes in range(1, _MAX_PASSES + 1):
+    before, bounds, best, factors = retained.n_passes, [], None, None
+    for n_iter in range(1, _MAX_PASSES + 1):
         W = _mix(points, steps, groups)
         bound, rounding, gradient = retained.gradient_norm_bound(W)
+        bounds.append(bound)
         if best is None or bound < best.bound:
-            best = Minimum(W, bound, rounding, n_passes)
+            best = Minimum(W, bound, rounding, n_iter)
         if bound <= tol or not np.isfinite(bound) or bound > 1e3 * best.bound:
             break
+        if factors is None and _passes_to_come(bounds, tol) > retained.factor_cost + _AFTER_FACTORS:
+            factors = retained.factors(W)
+            solve, points, steps = factors.solve, [], []
         points.append(W)
         steps.append(-solve(gradient))
         del points[:-_DEPTH], steps[:-_DEPTH]
-    return replace(best, n_iter=n_passes, n_passes=n_passes), n_passes
+    n_passes = retained.n_passes - before
+    return replace(best, n_iter=n_iter, n_passes=n_passes, factors=factors), n_passes
+
+
+def _passes_to_come(bounds: list[float], tol: float) -> float:
+    """Return how many more passes mixing needs at the rate so far; 0 while that is unknown."""
+    if len(bounds) < _DEPTH:
+        return 0.0
+    rate = log(bounds[0] / bounds[-1]) / (len(bounds) - 1)
+    return log(bounds[-1] / tol) / rate if rate > 0 else inf
 
 
 def _without_rows(solved: SolvedHead, deleted: HeadRisk, n_rows: int):

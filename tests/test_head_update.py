@@ -61,6 +61,22 @@ def test_the_first_step_needs_no_pass_and_removes_most_of_the_gradient():
     assert loose.bound < 0.1 * before
 
 
+@pytest.mark.parametrize(("scale", "n_forget"), [(4, 500), (8, 180)])
+def test_where_mixing_is_slow_the_hessian_is_factored_once_more(monkeypatch, scale, n_forget):
+    X, lam, tol = scale * PIXELS, 1e-4, 1e-9
+    forget = np.random.default_rng(0).choice(len(LABELS), n_forget, replace=False)
+    solved = _solved(X, LABELS, lam, "ovr", 10)
+    retained, deleted = _split(X, LABELS, lam, "ovr", 10, forget)
+    updated, n_passes = delete(solved, retained, deleted, tol)
+    assert updated.bound <= tol and n_passes == updated.n_passes <= 17
+    assert isinstance(updated.factors, HeadFactors)
+    exact = minimise(retained, retained.reference).weights
+    assert np.linalg.norm(updated.weights - exact) <= (updated.bound + 1e-11) / lam
+    monkeypatch.setattr(HeadRisk, "factor_cost", np.inf)
+    stuck, _ = delete(solved, retained, deleted, tol)
+    assert stuck.bound > tol and stuck.factors is None
+
+
 def test_corrected_rows_are_in_the_first_step_too():
     rng, k, lam = np.random.default_rng(0), 20, 1e-3
     X = rng.normal(size=(2000, 10)).astype(np.float32)
