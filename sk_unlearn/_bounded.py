@@ -64,7 +64,7 @@ class Bounded:
 
 def upper_norms(x: Tensor, dim: int = 1) -> Tensor:
     """Return upper bounds on Euclidean norms along an axis."""
-    return SLACK * torch.linalg.vector_norm(x, dim=dim) + TINY**0.5
+    return SLACK * x.square().sum(dim).sqrt_() + TINY**0.5
 
 
 def gamma(n_terms: int) -> float:
@@ -99,7 +99,10 @@ def underflow(weights: Tensor, reach: Tensor) -> float:
 
 
 def _smallest(magnitudes: Tensor) -> float:
+    """Return the least that is not zero, or 1.0 where that is less."""
     if not magnitudes.numel():
         return 1.0
     least = float(magnitudes.min())
-    return least if least > 0 else float(magnitudes.masked_fill(magnitudes == 0, torch.inf).min())
+    if least > 0:
+        return least
+    return float((magnitudes + magnitudes.eq(0).double()).min())

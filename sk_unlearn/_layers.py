@@ -64,17 +64,28 @@ class Kink(Layer):
         self.slope = slope
 
     def forward(self, x: Bounded) -> Bounded:
-        """Errors pass where the sign is sure, times the larger slope where it is not."""
-        self.open = (x.error > 0) & (x.value.abs() <= x.error)
-        self.factor = torch.full_like(x.value, self.slope).masked_fill_(x.value > 0, 1.0)
-        factor = self.factor.abs().masked_fill_(self.open, max(1.0, abs(self.slope)))
+        """Errors pass where the sign is sure, times the larger slope where it is not.
+
+        Masks are float64 zeros and ones: torch's arithmetic with booleans is far slower.
+        """
+        self.factor = x.value.clone().gt_(0)
+        if self.slope:
+            self.factor += self.slope * (1.0 - self.factor)
+        self.open: Tensor | None = None
+        factor = self.factor.abs()
+        if not x.value.abs().sub_(x.error).min() > 0:
+            self.open = x.value.abs().le_(x.error).mul_(x.error.sign())
+            factor = torch.maximum(factor, self.open * max(1.0, abs(self.slope)))
         return self._scaled(x, self.factor, factor)
 
     def places(self, labels: Tensor) -> Tensor:
-        return labels.masked_fill((self.factor == 0) & ~self.open, 0)
+        blocked = self.factor == 0
+        if self.open is not None:
+            blocked &= self.open == 0
+        return labels.masked_fill(blocked, 0)
 
     def ambiguous(self, labels: Tensor | None) -> int:
-        return int(self.open.sum())
+        return 0 if self.open is None else int(self.open.count_nonzero())
 
     def apply_derivative(self, d: Bounded) -> Bounded:
         return self._scaled(d, self.factor, self.factor.abs())
@@ -122,7 +133,10 @@ class Saturating(Layer):
 
 
 class Average(Layer):
-    """Average pooling without padding; a kernel of None averages over the whole image."""
+    """Average pooling without padding; a kernel of None averages over the whole image.
+
+    Underflow takes less than TINY, and nothing from windows of exact zeros.
+    """
 
     def __init__(self, kernel: Any = None, stride: Any = None) -> None:
         self.kernel, self.stride = kernel, stride
@@ -144,11 +158,11 @@ class Average(Layer):
 
     def _linear(self, x: Bounded, function: Any) -> Bounded:
         kernel = self._kernel()
-        g = gamma(kernel[0] * kernel[1] + 2)
-        widened = x.widened(g)
-        share = torch.tensor(1.0 / (kernel[0] * kernel[1]), dtype=torch.float64)
-        lost = underflow(share, widened)
-        return Bounded(function(x.value), SLACK * function(widened) + lost)
+        size = kernel[0] * kernel[1]
+        errors, reach = function(x.error), function(x.value.abs())
+        error = SLACK / size * (errors + gamma(size + 2) * reach)
+        error.add_((errors + reach).sign(), alpha=2 * TINY)
+        return Bounded(function(x.value).div_(size), error)
 
     def _kernel(self) -> tuple[int, int]:
         if self.kernel is None:
@@ -156,15 +170,29 @@ class Average(Layer):
         return nn.modules.utils._pair(self.kernel)
 
     def _pool(self, x: Tensor) -> Tensor:
-        return functional.avg_pool2d(x, self._kernel(), self.stride)
+        first, *others = self._cells(x)
+        total = first.clone()
+        for cell in others:
+            total += cell
+        return total
 
     def _spread(self, c: Tensor) -> Tensor:
+        spread = c.new_zeros(self.input_shape)
+        for cell in self._cells(spread):
+            cell += c
+        return spread
+
+    def _cells(self, x: Tensor) -> list[Tensor]:
+        """Return views of an image: the first unit of every window, the second, and so on."""
         kernel = self._kernel()
-        stride = kernel if self.stride is None else self.stride
-        size = kernel[0] * kernel[1]
-        flat = (c / size).reshape(c.shape[0] * c.shape[1], 1, -1).expand(-1, size, -1)
-        spread = functional.fold(flat, self.input_shape[2:], kernel, stride=stride)
-        return spread.reshape(self.input_shape)
+        stride = kernel if self.stride is None else nn.modules.utils._pair(self.stride)
+        sizes = zip(x.shape[2:], kernel, stride, strict=True)
+        high, wide = (s * ((n - k) // s) + 1 for n, k, s in sizes)
+        return [
+            x[:, :, i : i + high : stride[0], j : j + wide : stride[1]]
+            for i in range(kernel[0])
+            for j in range(kernel[1])
+        ]
 
 
 class Maximum(Layer):

@@ -88,8 +88,8 @@ class Affine(Layer):
         return upper_norms(c, -1)
 
     def with_bias(self, y: Tensor, bias: Tensor) -> Tensor:
-        """Add one number for each output channel."""
-        return y + bias
+        """Add one number for each output channel, in place."""
+        return y.add_(bias)
 
     def bias_sum(self, c: Tensor) -> Tensor:
         """Return the sum over rows and places, one for each output channel."""
@@ -98,13 +98,19 @@ class Affine(Layer):
     def forward(self, x: Bounded) -> Bounded:
         """``|y^ - y| <= |W| (e + gamma |x^|) + gamma |b|``; exactly b where every product is 0."""
         self.shape, self.x = x.value.shape, x
-        value, n_terms = self.in_blocks(self.lift(x.value))
+        lifted = self.lift(x.value)
+        value, n_terms = self.in_blocks(lifted)
         value, g = self.with_bias(value, self.bias), gamma(n_terms + 1)
         widened = x.widened(g)
-        error = self.product(self.lift(widened), self.magnitude)
-        rounded = self.with_bias(error, g * self.bias.abs()).masked_fill_(error == 0, 0.0)
+        reach = self.lift(widened) if x.error.any() else g * lifted.abs()
+        error = self.product(reach, SLACK * self.magnitude)
+        always = widened.min() > 0 and self.magnitude.min() > 0
+        zero = None if always else error == 0
+        error = self.with_bias(error, SLACK * g * self.bias.abs())
+        if zero is not None:
+            error.masked_fill_(zero, 0.0)
         lost = underflow(self.weight, widened)
-        return Bounded(value, SLACK * rounded + lost)
+        return Bounded(value, error.add_(lost) if lost else error)
 
     def tangent(self, dx: Bounded | None, directions: dict[str, Tensor]) -> Bounded | None:
         """``dy = W dx + dW x + db``; weights and directions are exact."""
@@ -222,8 +228,7 @@ class Convolution(Affine):
         return self.weight.shape[1] * self.kernel_shape[2] * self.kernel_shape[3]
 
     def outer(self, c: Tensor, lifted: Tensor) -> Tensor:
-        total = torch.einsum("bgol,bgkl->gok", self._by_group(c), lifted)
-        return total.reshape(self.kernel_shape)
+        return (self._by_group(c) @ lifted.mT).sum(0).reshape(self.kernel_shape)
 
     def lifted_norms(self, lifted: Tensor) -> Tensor:
         return upper_norms(lifted, -2)
@@ -232,7 +237,7 @@ class Convolution(Affine):
         return upper_norms(self._by_group(c), -2)
 
     def with_bias(self, y: Tensor, bias: Tensor) -> Tensor:
-        return y + bias[:, None, None]
+        return y.add_(bias[:, None, None])
 
     def bias_sum(self, c: Tensor) -> Tensor:
         return c.sum(dim=(0, 2, 3))

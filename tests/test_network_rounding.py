@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sk_unlearn._bounded import FUNCTION_ERROR, UNIT, Bounded
-from sk_unlearn._layers import Kink, Saturating
+from sk_unlearn._layers import Average, Kink, Saturating
 from sk_unlearn._network_layers import build
 from sk_unlearn._places import pixel_labels, window_labels
 from sk_unlearn.exceptions import NotApplicableError
@@ -369,6 +369,14 @@ def test_extreme_magnitudes(scale):
                 norm(mpf(t.value) - mp.mpf(v) for v, t in zip(row.tolist(), true, strict=True))
                 <= bound
             )
+
+
+def test_averages_that_underflow_have_an_error_and_zeros_have_none():
+    X = torch.zeros(2, 1, 2, 2).double()
+    X[1, 0, 0, 0] = 5e-324
+    pooled = Average(2).forward(Bounded.exact(X))
+    assert not pooled.value.any()
+    assert pooled.error[0] == 0 < pooled.error[1]
 
 
 @pytest.mark.parametrize("size", [1e100, 1e200])
