@@ -176,8 +176,9 @@ def one(name: str, data, lam: float, share: float, draws: int) -> dict[str, floa
         )
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     gaps = [100 * (row["certified"] - row["retrained"]) for row in rows]
+    error = np.std(gaps, ddof=1) / draws**0.5 if draws > 1 else np.nan
     print(
-        f"{name:20}{share:5.0%} {100 * mean['retrained']:8.2f} {np.mean(gaps):+8.3f} "
+        f"{name:20}{share:5.0%} {100 * mean['retrained']:8.2f} {np.mean(gaps):+8.3f} ±{error:5.3f} "
         f"{mean['seconds']:9.3f} {mean['cold L-BFGS seconds'] / mean['seconds']:8.0f}x "
         f"{mean['oracle-stopped seconds'] / mean['seconds']:8.1f}x "
         f"{mean['oracle-stopped seconds, numpy'] / mean['seconds']:8.1f}x {mean['passes']:7.1f} "
@@ -225,7 +226,7 @@ def ridge(n: int, draws: int) -> dict:
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     print(
         f"ridge, {n:9,d} rows  100 {100 * mean['retrained']:8.2f} "
-        f"{100 * (mean['certified'] - mean['retrained']):+8.3f} {mean['seconds']:9.3f}"
+        f"{100 * (mean['certified'] - mean['retrained']):+8.3f} {'':6} {mean['seconds']:9.3f}"
         f"   the method {1000 * mean['method seconds']:.1f} ms, {mean['passes']:.0f} passes"
     )
     return {"name": "ridge", "n": n, "draws": rows}
@@ -249,7 +250,7 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     draws = 1 if args.quick else 3
     print(
-        f"{'':20}{'gone':>5}{'retrained':>10}{'gap':>8}{'seconds':>10}{'cold':>9}{'oracle':>10}"
+        f"{'':20}{'gone':>5}{'retrained':>10}{'gap':>8}{'':7}{'seconds':>10}{'cold':>9}{'oracle':>10}"
         f"{', numpy':>10}{'passes':>8}{'rebuild':>10}{'fit':>9}"
     )
     results = []
