@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 Map = Callable[[np.ndarray], np.ndarray]
 
-_FLOOR = 2.0
+FLOOR = 2.0
 
 
 class Factors(Protocol):
@@ -107,7 +107,11 @@ class Minimum:
     @property
     def at_floor(self) -> bool:
         """Whether the computed gradient is lost in its rounding: no step can improve on it."""
-        return self.bound <= _FLOOR * self.rounding
+        return self.bound <= FLOOR * self.rounding
+
+    def reaches(self, tol: float | None) -> bool:
+        """Whether the gradient norm is proved to be at most `tol`; None: lost in its rounding."""
+        return self.at_floor if tol is None else self.bound <= tol
 
 
 def minimise(
@@ -159,7 +163,7 @@ def minimise(
         for iteration in range(max_iter + 1):
             if iteration or W is not start:
                 bound, rounding, gradient = risk.gradient_norm_bound(W, tol)
-            enough = _FLOOR * rounding if tol is None else tol
+            enough = FLOOR * rounding if tol is None else tol
             if bound <= enough or iteration == max_iter or not gradient.any():
                 break
             if products >= risk.factor_cost and (fresh := risk.factors(W)) is not None:

@@ -1,9 +1,9 @@
-"""Delete rows from a solved linear head with the factors of its old Hessian.
+"""Move a linear head to an optimum nearby with factors of its Hessian: Anderson mixing of steps.
 
-The deleted rows' gradient is all that separates the old optimum from the new risk, and their
-curvature all that separates the Hessians there, so the first step needs no pass over the rows
-that stay; each further pass divides the gradient by about ``n/n_u``. Where the deleted rows hold
-much of the curvature it does not; then the Hessian is factored once more on the way.
+Of a deletion the gradient of the rows that go is all that separates the old optimum from the new
+risk, and their curvature all that separates the Hessians there, so the first step needs no pass
+over the rows that stay; each further pass divides the gradient by about ``n/n_u``. Where those rows
+hold much of the curvature it does not; then the Hessian is factored once more on the way.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from math import inf, log
 import numpy as np
 from scipy.linalg.blas import dsymm
 
-from .convex import Minimum
+from .convex import FLOOR, Minimum
 from .head_factors import HeadFactors, HeadSketch
 from .head_risk import HeadRisk
+from .logit_losses import Map
 
 _DEPTH = 8
 _MAX_PASSES = 20
@@ -84,26 +85,70 @@ def delete(
     else:  # a row bends the loss much as it did; under another label exactly so
         pull -= len(added.y) / n_r * added.gradient(W)
         solve = solved.factors.solve
-    points, steps = [W], [solve(pull)]
-    exact = solved.factors.per_class or retained.loss.constant
-    groups = len(W) if retained.loss.separable and exact else 1
-    before, bounds, best, factors = retained.n_passes, [], None, None
+    before = retained.n_passes
+    found = _mixed(retained, Minimum(W, inf, 0.0, 0), solve(pull), solve, solved.factors, tol)
+    n_passes = retained.n_passes - before
+    return replace(found, n_passes=n_passes), n_passes
+
+
+def settle(
+    risk: HeadRisk, start: np.ndarray, factors: HeadFactors, tol: float | None = None
+) -> Minimum:
+    """Move to the optimum of `risk` from a point nearby.
+
+    Parameters
+    ----------
+    risk : HeadRisk
+    start : ndarray of shape (K, d + 1)
+    factors : HeadFactors
+        Of the Hessian at `start`, exact ones.
+    tol : float or None
+        Gradient norm to be proved; None goes on until the gradient is lost in its rounding.
+
+    Returns
+    -------
+    Minimum
+        Where it stopped; as for :func:`delete` that may be too early.
+    """
+    bound, rounding, gradient = risk.gradient_norm_bound(start)
+    first = Minimum(start, bound, rounding, 0)
+    if first.reaches(tol):
+        return first
+    return _mixed(risk, first, -factors.solve(gradient), factors.solve, factors, tol)
+
+
+def are_exact(factors: HeadFactors, risk: HeadRisk) -> bool:
+    """Return whether factors are those of the Hessian, not of blocks that stand for it."""
+    return risk.loss.constant or (risk.loss.separable and factors.per_class)
+
+
+def _mixed(
+    risk: HeadRisk,
+    best: Minimum,
+    step: np.ndarray,
+    solve: Map,
+    factors: HeadFactors,
+    tol: float | None,
+) -> Minimum:
+    """Iterate from ``best.weights``, the first time by `step`, then with `solve`."""
+    points, steps, bounds, fresh = [best.weights], [step], [], None
+    groups = len(step) if are_exact(factors, risk) else 1
     for n_iter in range(1, _MAX_PASSES + 1):
         W = _mix(points, steps, groups)
-        bound, rounding, gradient = retained.gradient_norm_bound(W)
+        bound, rounding, gradient = risk.gradient_norm_bound(W)
         bounds.append(bound)
-        if best is None or bound < best.bound:
+        if bound < best.bound:
             best = Minimum(W, bound, rounding, n_iter)
-        if bound <= tol or not np.isfinite(bound) or bound > 1e3 * best.bound:
+        if best.reaches(tol) or not bound <= 1e3 * best.bound:
             break
-        if factors is None and _passes_to_come(bounds, tol) > retained.factor_cost + _AFTER_FACTORS:
-            factors = retained.factors(W)
-            solve, points, steps = factors.solve, [], []
+        goal = FLOOR * rounding if tol is None else tol
+        if fresh is None and _passes_to_come(bounds, goal) > risk.factor_cost + _AFTER_FACTORS:
+            fresh = risk.factors(W)
+            solve, points, steps = fresh.solve, [], []
         points.append(W)
         steps.append(-solve(gradient))
         del points[:-_DEPTH], steps[:-_DEPTH]
-    n_passes = retained.n_passes - before
-    return replace(best, n_iter=n_iter, n_passes=n_passes, factors=factors), n_passes
+    return replace(best, n_iter=n_iter, factors=fresh)
 
 
 def _passes_to_come(bounds: list[float], tol: float) -> float:

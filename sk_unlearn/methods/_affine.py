@@ -12,7 +12,7 @@ from ..convex import Factors, Minimum, minimise
 from ..frozen_features import features_of, unproved
 from ..head_factors import HeadFactors
 from ..head_risk import HeadRisk
-from ..head_update import delete
+from ..head_update import are_exact, delete, settle
 from ..linearized_risk import LinearizedRisk
 from ..modules import FeatureHead, LinearHead, Linearized, LinearRegressor
 from .base import Problem, Rows, Setting
@@ -64,8 +64,8 @@ def prepare(problem: Problem, tol: float) -> tuple[Minimum, Factors | None, bool
     risk, start = risk_on(problem, problem.retained), first_iterate(problem)
     if isinstance(risk, HeadRisk):
         trained = risk.value(start) < _TRAINED * risk.value(risk.reference)
-        factors = risk.factors(start) if trained else None
-        solution = minimise(risk, start, verbose=problem.verbose, factors=factors)
+        solve_from = _settled if trained else minimise
+        solution = solve_from(risk, start, verbose=problem.verbose)
         factors = risk.factors(solution.weights)
         return replace(solution, n_passes=risk.n_passes), factors, solution.at_floor
     trained = not np.array_equal(start, risk.reference)
@@ -94,9 +94,23 @@ def solve(problem: Problem, tol: float) -> tuple[HeadRisk | LinearizedRisk, Mini
             return risk, updated, n_passes
         start, factors = updated.weights, None
     if factors is None:
-        factors = risk.factors(start)
-    solution = minimise(risk, start, tol, verbose=problem.verbose, factors=factors)
+        solution = _settled(risk, start, tol, verbose=problem.verbose)
+    else:
+        solution = minimise(risk, start, tol, verbose=problem.verbose, factors=factors)
     return risk, replace(solution, n_passes=risk.n_passes), None
+
+
+def _settled(
+    risk: HeadRisk, start: np.ndarray, tol: float | None = None, verbose: int = 0
+) -> Minimum:
+    """Solve from a point nearby, with factors of the Hessian there."""
+    factors = risk.factors(start)
+    if isinstance(factors, HeadFactors) and are_exact(factors, risk):
+        found = settle(risk, start, factors, tol)
+        if found.reaches(tol):
+            return replace(found, factors=found.factors or factors)
+        start, factors = found.weights, found.factors or factors
+    return minimise(risk, start, tol, verbose=verbose, factors=factors)
 
 
 def risk_on(problem: Problem, rows: Rows) -> HeadRisk | LinearizedRisk:
