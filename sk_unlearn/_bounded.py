@@ -12,8 +12,10 @@ or not, loses less than ``TINY`` and is counted where the operands are small eno
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,10 +101,8 @@ def underflow(weights: Tensor, reach: Tensor) -> float:
 
 
 def _smallest(magnitudes: Tensor) -> float:
-    """Return the least that is not zero, or 1.0 where that is less."""
     if not magnitudes.numel():
         return 1.0
-    least = float(magnitudes.min())
-    if least > 0:
-        return least
-    return float((magnitudes + magnitudes.eq(0).double()).min())
+    bits = magnitudes.numpy().view(np.uint64)  # in the order of the numbers, none being negative
+    least = int((bits - np.uint64(1)).min()) + 1  # zero wraps to the top
+    return float(np.uint64(least).view(np.float64)) if least < 2**64 else inf

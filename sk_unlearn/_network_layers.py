@@ -29,7 +29,7 @@ def obstacle(module: nn.Module) -> str | None:
     "layer '1' (GELU) has no proved rounding error"
     """
     seen: set[int] = set()
-    for name, layer in _chain(module, ""):
+    for name, layer in chain(module):
         own = {id(parameter) for parameter in layer.parameters()}
         if own & seen:
             return f"layer {name.rstrip('.')!r} ({type(layer).__name__}) shares its weights"
@@ -51,21 +51,21 @@ def build(module: nn.Module) -> list[Layer]:
     reason = obstacle(module)
     if reason:
         raise NotApplicableError(f"{type(module).__name__}: {reason}")
-    pairs = [(_COVERED[type(layer)][1], layer, name) for name, layer in _chain(module, "")]
+    pairs = [(_COVERED[type(layer)][1], layer, name) for name, layer in chain(module)]
     return [make(layer, name) for make, layer, name in pairs if make is not _nothing]
 
 
-def _chain(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
+def chain(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """Return the layers in the order in which they run, with their names."""
     if _hooked(module):
         return [(prefix, module)]
     if type(module) is nn.Sequential:
-        parts = [_chain(part, f"{prefix}{name}.") for name, part in module._modules.items()]
+        parts = [chain(part, f"{prefix}{name}.") for name, part in module._modules.items()]
         return [pair for part in parts for pair in part]
     if type(module) is MLP:
-        return [(prefix, nn.Flatten()), *_chain(module.layers, f"{prefix}layers.")]
+        return [(prefix, nn.Flatten()), *chain(module.layers, f"{prefix}layers.")]
     if type(module) is LinearHead:
-        return [(prefix, nn.Flatten()), *_chain(module.linear, f"{prefix}linear.")]
+        return [(prefix, nn.Flatten()), *chain(module.linear, f"{prefix}linear.")]
     return [(prefix, module)]
 
 

@@ -14,6 +14,9 @@ from tqdm.auto import tqdm
 Map = Callable[[np.ndarray], np.ndarray]
 
 FLOOR = 2.0
+_SHARE = 0.03
+"""Of the gradient that the first direction leaves; later ones follow how far the last step came
+(Eisenstat and Walker 1996, choice 2)."""
 
 
 class Factors(Protocol):
@@ -158,7 +161,7 @@ def minimise(
     precondition = risk.preconditioner() if factors is None else factors.solve
     products = 0
     value, W = min(((risk.value(W), W) for W in (start, risk.reference)), key=itemgetter(0))
-    smallest = inf
+    smallest, previous = inf, 0.0
     with tqdm(total=max_iter, desc="Newton", disable=not verbose, leave=False) as bar:
         for iteration in range(max_iter + 1):
             if iteration or W is not start:
@@ -170,9 +173,10 @@ def minimise(
                 factors, precondition = fresh, fresh.solve
                 products = 0
             norm = float(np.linalg.norm(gradient))
-            if tol is not None and norm <= tol and risk.sharpen():
+            if tol is not None and rounding and risk.sharpen():  # a proof ran, and was missed
                 value, smallest = risk.value(W), inf
-            goal = max(norm * min(0.1, max(norm, 1e-10)), norm * risk.product_accuracy)
+            share = min(_SHARE, 0.9 * (norm / (previous or norm)) ** 2)
+            goal, previous = norm * max(share, risk.product_accuracy, 1e-10), norm
             if tol is not None and norm > tol:
                 goal = max(goal, 0.3 * tol)
             step, spent = _conjugate_gradients(

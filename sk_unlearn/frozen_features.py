@@ -11,6 +11,8 @@ import torch
 from .modules import FeatureHead
 from .network_rounding import features_with_error, obstacle
 
+_CHUNK = 64
+
 
 @dataclass(frozen=True)
 class Features:
@@ -37,7 +39,7 @@ def unproved(module: FeatureHead) -> str | None:
     return obstacle(module.features)
 
 
-def features_of(module: FeatureHead, X: np.ndarray, chunk: int = 64) -> Features:
+def features_of(module: FeatureHead, X: np.ndarray) -> Features:
     """Return the features of rows (n, ...), computed on the CPU in float64.
 
     Raises
@@ -46,12 +48,12 @@ def features_of(module: FeatureHead, X: np.ndarray, chunk: int = 64) -> Features
         If a feature is not finite.
     """
     if unproved(module) is None:
-        return Features(*features_with_error(module.features, X, chunk))
+        return Features(*features_with_error(module.features, X))
     network = copy.deepcopy(module.features).to("cpu", torch.float64).eval()
     with torch.no_grad():
         parts = [
-            network(torch.tensor(X[start : start + chunk], dtype=torch.float64)).flatten(1)
-            for start in range(0, len(X), chunk)
+            network(torch.tensor(X[start : start + _CHUNK], dtype=torch.float64)).flatten(1)
+            for start in range(0, len(X), _CHUNK)
         ]
     values = torch.cat(parts).numpy()
     if not np.isfinite(values).all():

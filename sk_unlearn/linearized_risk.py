@@ -22,9 +22,10 @@ from .curvature.nystrom import NystromFactors
 from .logit_losses import LOSSES, Map
 from .modules import Linearized
 from .network_rounding import head_residuals, linearised_gradient, obstacle
+from .principal_rows import N_DIRECTIONS, NarrowFactors, first_dense, narrowed
 
 _KEPT_BYTES = 2**30
-_RANK = 300
+_RANK, _NARROW_RANK = 300, 800
 _SHARE = 4
 
 
@@ -49,8 +50,9 @@ class LinearizedRisk:
     doubt : str or None
         Why the bound on the rounding error is measured, not proved; None if it is proved.
     n_passes : float
-        How often all rows were gone through: for what the layers share, a value, a gradient, a
-        Hessian product; a quarter for each product of the factors.
+        How often all rows were gone through the network and back, as a Hessian product does: half
+        for what the layers share, for logits, for a gradient; one and a half for a proof. A product
+        of the factors counts by the part of the rows' numbers that it reads.
     """
 
     product_accuracy = 1e-5
@@ -78,7 +80,7 @@ class LinearizedRisk:
 
     def _jacobian(self, dtype: torch.dtype, step: int = 1) -> Jacobian:
         network, rows = deepcopy(self.model.network).to(dtype), self.X[::step]
-        self.n_passes += 2 * len(rows) / len(self.X)  # what products share; and its own check
+        self.n_passes += 0.5 * len(rows) / len(self.X)
         return Jacobian(network, self.model.names, rows, _KEPT_BYTES)
 
     def sharpen(self) -> bool:
@@ -89,12 +91,11 @@ class LinearizedRisk:
     def logits(self, v: np.ndarray) -> np.ndarray:
         """Return the logits (n, K) at v as float64 numbers, of float32 accuracy at first."""
         if self._logits is None or self._logits[0] is not v:
-            self._logits = v, _logits(self._exact if self._sharp else self._fast, v)
+            self._logits = v, self._logits_by(self._exact if self._sharp else self._fast, v)
         return self._logits[1]
 
     def value(self, v: np.ndarray) -> float:
         """Return the objective at v (p,)."""
-        self.n_passes += 1
         loss = self.loss.values(self.logits(v), self.y)
         return float(loss.mean() + 0.5 * self.lam * np.sum((v - self.reference) ** 2))
 
@@ -102,8 +103,12 @@ class LinearizedRisk:
         """Return the gradient at v, mean over rows, penalty included."""
         return self._gradient(self._exact if self._sharp else self._fast, self.logits(v), v)
 
+    def _logits_by(self, jacobian: Jacobian, v: np.ndarray) -> np.ndarray:
+        self.n_passes += 0.5 * v.any()
+        return _logits(jacobian, v)
+
     def _gradient(self, jacobian: Jacobian, logits: np.ndarray, v: np.ndarray) -> np.ndarray:
-        self.n_passes += 1
+        self.n_passes += 0.5
         residuals = torch.from_numpy(self.loss.residuals(logits, self.y))
         mean = jacobian.transposed(residuals).numpy() / len(self.y)
         return mean + self.lam * (v - self.reference)
@@ -144,7 +149,7 @@ class LinearizedRisk:
 
         A unit whose derivative rounding leaves open is a doubt; then nothing is proved.
         """
-        self.n_passes += 1
+        self.n_passes += 1.5
         parts = unflatten(torch.from_numpy(v), list(self.model.offsets))
         tangent = dict(zip(self.model.names, parts, strict=True))
         residuals = head_residuals(self.y, self.model.multi_class)
@@ -164,17 +169,18 @@ class LinearizedRisk:
         Where nothing jumps, that is about 2**29 times the error of the former. A derivative on
         whose side of a kink both arithmetics err alike is what no measurement shows.
         """
-        coarse, fine = (self._gradient(j, _logits(j, v), v) for j in (self._fast, self._exact))
+        coarse, fine = (
+            self._gradient(j, self._logits_by(j, v), v) for j in (self._fast, self._exact)
+        )
         return fine, float(np.linalg.norm(fine - coarse))
 
     def hessian_product(self, v: np.ndarray) -> Map:
         """Return the map ``u -> H(v) u`` on float64 vectors, computed in float32."""
-        product = self._product(self._fast, self.logits(v))
+        product = self._product(self._fast, self.logits(v), 1.0)
         return lambda u: product(torch.from_numpy(u)).numpy() + self.lam * u
 
-    def _product(self, jacobian: Jacobian, logits: np.ndarray):
-        curve = self.loss.curve(logits.astype(np.float32))
-        scale, share = 1.0 / len(logits), len(logits) / len(self.y)
+    def _product(self, jacobian: Jacobian, logits: np.ndarray, share: float):
+        curve, scale = self.loss.curve(logits.astype(np.float32)), 1.0 / len(logits)
 
         def product(u: torch.Tensor) -> torch.Tensor:
             self.n_passes += share
@@ -187,24 +193,43 @@ class LinearizedRisk:
         """Return the identity: before there are factors, nothing cheap helps."""
         return lambda u: u
 
+    @cached_property
+    def _first(self) -> str | None:
+        return first_dense(self.model, self.X[0].numel())
+
     @property
     def factor_cost(self) -> float:
         """Return how many Hessian products the factors cost."""
-        return 2.0 * self._rank / _SHARE
+        if self._first is None:
+            return 2.0 * _rank(_RANK, self.shape[0]) / _SHARE
+        return _NARROW_RANK * N_DIRECTIONS / self.X[0].numel()
 
-    @property
-    def _rank(self) -> int:
-        return max(1, min(_RANK, self.shape[0], _KEPT_BYTES // (4 * self.shape[0])))
+    def factors(self, v: np.ndarray) -> NystromFactors | NarrowFactors:
+        """Return a sketch of the Hessian at v, from narrow rows, or else from every fourth row."""
+        if self._first is None:
+            some = self._jacobian(torch.float32, step=_SHARE)
+            logits = self.logits(v)[::_SHARE]
+            return self._sketch(some, logits, _RANK, len(logits) / len(self.y))
+        network, rows, directions = narrowed(self.model, self._first, self.X)
+        narrow = Jacobian(network, self.model.names, rows, _KEPT_BYTES)
+        share = rows[0].numel() / self.X[0].numel()
+        sketch = self._sketch(narrow, self.logits(v), _NARROW_RANK, share)
+        return NarrowFactors(sketch, directions)
 
-    def factors(self, v: np.ndarray) -> NystromFactors:
-        """Return a sketch of the Hessian at v, from every fourth row."""
-        some = self._jacobian(torch.float32, step=_SHARE)
-        product = self._product(some, self.logits(v)[::_SHARE])
+    def _sketch(
+        self, jacobian: Jacobian, logits: np.ndarray, rank: int, share: float
+    ) -> NystromFactors:
+        product = self._product(jacobian, logits, share)
 
         def products(V: torch.Tensor) -> torch.Tensor:
             return torch.stack([product(column) for column in V.T], dim=1)
 
-        return NystromFactors.of(products, self.shape[0], self._rank, self.lam)
+        size = jacobian.n_parameters
+        return NystromFactors.of(products, size, _rank(rank, size), self.lam)
+
+
+def _rank(most: int, size: int) -> int:
+    return max(1, min(most, size, _KEPT_BYTES // (4 * size)))
 
 
 def _logits(jacobian: Jacobian, v: np.ndarray) -> np.ndarray:

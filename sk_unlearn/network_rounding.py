@@ -29,6 +29,7 @@ __all__ = [
     "obstacle",
 ]
 
+_CHUNK_NUMBERS, _MIN_CHUNK, _MAX_CHUNK = 2**18, 8, 256
 Residuals = Callable[[slice, Bounded], Bounded]
 _OVERFLOW = "a feature or its rounding error is not finite; scale the rows down"
 
@@ -53,7 +54,7 @@ class LinearisedGradient:
 
 
 def features_with_error(
-    module: nn.Module, X: np.ndarray | Tensor, chunk: int = 64
+    module: nn.Module, X: np.ndarray | Tensor, chunk: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the outputs of a frozen network, flattened, and a bound on each row's error.
 
@@ -63,8 +64,8 @@ def features_with_error(
         One that :func:`obstacle` has nothing against; its weights are used as they are.
     X : array of shape (n, ...), float32 or float64
         Rows, finite.
-    chunk : int
-        Rows worked on at once.
+    chunk : int or None
+        Rows worked on at once; None: as many as keep the widest layer in the cache.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def features_with_error(
     layers = build(module)
     features, errors = [], []
     with torch.no_grad():
-        for rows in _slices(len(X), chunk):
+        for rows in _slices(layers, X, chunk):
             output = _forward(layers, _read(X, rows))
             features.append(output.value.flatten(1).numpy())
             errors.append(output.row_norms()[1].numpy())
@@ -113,7 +114,7 @@ def linearised_gradient(
     X: np.ndarray | Tensor,
     tangent: Mapping[str, Tensor],
     residuals: Residuals,
-    chunk: int = 64,
+    chunk: int | None = None,
 ) -> LinearisedGradient:
     r"""Return the gradient of a linearised network's mean loss with a bound on its error.
 
@@ -132,8 +133,8 @@ def linearised_gradient(
     residuals : callable
         ``residuals(rows, logits)`` with a slice of row numbers and their bounded logits
         (m, K) returns bounded residuals: :func:`head_residuals`.
-    chunk : int
-        Rows worked on at once.
+    chunk : int or None
+        Rows worked on at once; None: as many as keep the widest layer in the cache.
 
     Returns
     -------
@@ -160,7 +161,7 @@ def linearised_gradient(
         raise ValueError(f"tangents for {sorted(names - known)}; there are {sorted(known)}")
     directions = {name: v.detach().to("cpu", torch.float64) for name, v in tangent.items()}
     total = {name: torch.zeros_like(v) for name, v in directions.items()}
-    error, ambiguous, slices = 0.0, 0, _slices(n, chunk)
+    error, ambiguous, slices = 0.0, 0, _slices(layers, X, chunk)
     with torch.no_grad():
         for rows in slices:
             x = _forward(layers, _read(X, rows))
@@ -210,7 +211,14 @@ def head_residuals(y: np.ndarray | Tensor, multi_class: str) -> Residuals:
     return evaluate
 
 
-def _slices(n: int, chunk: int) -> list[slice]:
+def _slices(layers: list[Layer], X: np.ndarray | Tensor, chunk: int | None) -> list[slice]:
+    n = len(X)
+    if chunk is None:
+        with torch.no_grad():
+            _forward(layers, _read(X, slice(0, 1)))
+        read = [layer.lift(layer.x.value) for layer in layers if isinstance(layer, Affine)]
+        widest = max((lifted[:1].numel() for lifted in read), default=1)
+        chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, _CHUNK_NUMBERS // max(1, widest)))
     return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 

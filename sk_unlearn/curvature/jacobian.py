@@ -15,7 +15,7 @@ from ..exceptions import NotApplicableError
 from .graphs import drop_no_ops, extract
 from .products import double_backward
 
-_CHUNK_BYTES = 2**26
+_CHUNK_BYTES = 2**23
 _MAX_CHUNK = 1024
 _PROBED_ROWS = 4
 
@@ -45,6 +45,8 @@ class Jacobian:
     ----------
     outputs : Tensor of shape (n, K)
         ``module(X)``.
+    n_parameters : int
+        p, the length of the vectors.
 
     Raises
     ------
@@ -72,6 +74,7 @@ class Jacobian:
     ) -> None:
         self._fixed = {name: p.detach() for name, p in module.named_parameters()}
         self._like = [self._fixed[name] for name in names]
+        self.n_parameters = sum(p.numel() for p in self._like)
         self._dtype = self._like[0].dtype
         self._X = X
         automatic = _chunk_rows(module, X[:1].to(self._dtype))
@@ -93,8 +96,7 @@ class Jacobian:
     def times(self, v: Tensor) -> Tensor:
         """Return ``J(x_i) v`` for all rows, (n, K), for v (p,), in the module's dtype."""
         parts = unflatten(v.to(self._dtype), self._like)
-        with torch.no_grad():
-            chunks = [self._forward(*self._shared(i), *parts)[0] for i in range(len(self._starts))]
+        chunks = [self._times(index, parts) for index in range(len(self._starts))]
         return torch.cat(chunks)[: len(self._X)]
 
     def transposed(self, r: Tensor) -> Tensor:
@@ -102,13 +104,19 @@ class Jacobian:
 
         Chunks are summed in float64, which the result is in.
         """
-        total = torch.zeros(sum(p.numel() for p in self._like), dtype=torch.float64)
+        total = torch.zeros(self.n_parameters, dtype=torch.float64)
         r = r.to(self._dtype)
-        with torch.no_grad():
-            for i, start in enumerate(self._starts):
-                part = _padded(r[start : start + self._chunk], self._chunk)
-                total += flatten(self._backward(*self._shared(i), part))
+        for index, start in enumerate(self._starts):
+            total += self._transposed(index, r[start : start + self._chunk])
         return total
+
+    def _times(self, index: int, parts: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self._forward(*self._shared(index), *parts)[0]
+
+    def _transposed(self, index: int, r: Tensor) -> Tensor:
+        with torch.no_grad():
+            return flatten(self._backward(*self._shared(index), _padded(r, self._chunk)))
 
     def _shared(self, index: int) -> list[Tensor]:
         if index < len(self._kept):
@@ -164,16 +172,20 @@ class Jacobian:
 
     def _verify(self, module: nn.Module, names: Sequence[str]) -> None:
         """Compare both maps with autograd's on the last rows, which were not traced."""
-        rows = self._X[-_PROBED_ROWS:].to(self._dtype)
+        last = len(self._starts) - 1
+        stop = len(self._X) - self._starts[last]
+        some = slice(max(0, stop - _PROBED_ROWS), stop)
+        rows = self._X[self._starts[last] :][some].to(self._dtype)
         generator = torch.Generator().manual_seed(0)
-        v = torch.rand(sum(p.numel() for p in self._like), generator=generator, dtype=self._dtype)
-        r = torch.rand(self.outputs.shape, generator=generator, dtype=self._dtype)
-        r[:-_PROBED_ROWS] = 0
+        v = torch.rand(self.n_parameters, generator=generator, dtype=self._dtype)
+        r = torch.rand(stop, self.outputs.shape[1], generator=generator, dtype=self._dtype)
+        r[: some.start] = 0
         _, pull = vjp(lambda *p: self._outputs(module, names, p, rows), *self._like)
-        theirs, push = vjp(pull, r[-_PROBED_ROWS:])
+        theirs, push = vjp(pull, r[some])
+        parts = unflatten(v, self._like)
         pairs = (
-            (self.transposed(r), flatten(theirs)),
-            (self.times(v)[-_PROBED_ROWS:], push(unflatten(v, self._like))[0]),
+            (self._transposed(last, r), flatten(theirs)),
+            (self._times(last, parts)[some], push(parts)[0]),
         )
         for ours, exact in pairs:
             error, size = float((ours - exact).norm()), float(exact.norm())

@@ -35,7 +35,7 @@ class NystromFactors:
     def of(
         cls, product: Callable[[Tensor], Tensor], size: int, rank: int, lam: float
     ) -> NystromFactors:
-        """Sketch the matrix of `product`.
+        """Sketch the matrix of `product` on a random block and on what the matrix makes of it.
 
         Parameters
         ----------
@@ -56,9 +56,18 @@ class NystromFactors:
         array([2., 2., 2.])
         """
         generator = torch.Generator().manual_seed(0)
-        test = torch.linalg.qr(torch.rand(size, rank, generator=generator) - 0.5)[0]
-        image = product(test).float()
-        shift = float(torch.finfo(torch.float32).eps * torch.linalg.vector_norm(image) * rank)
+        half = (rank + 1) // 2
+        block, tests, images = torch.rand(size, half, generator=generator) - 0.5, [], []
+        for width in (half, rank - half):
+            for _ in range(2):
+                for before in tests:
+                    block = block - before @ (before.T @ block)
+            tests.append(torch.linalg.qr(block[:, :width])[0])
+            images.append(product(tests[-1]).float())
+            block = images[-1]
+        test, image = torch.cat(tests, dim=1), torch.cat(images, dim=1)
+        del block, tests, images
+        shift = float(torch.finfo(torch.float32).eps * torch.linalg.vector_norm(image) * rank**0.5)
         image.add_(test, alpha=shift)
         core = (test.T @ image).double()
         del test
@@ -74,4 +83,8 @@ class NystromFactors:
     def solve(self, gradient: np.ndarray) -> np.ndarray:
         """Return the preconditioner times `gradient` (p,)."""
         g = torch.from_numpy(gradient).float()
-        return g.addmv_(self.basis, self.shrink * (self.basis.T @ g)).double().numpy()
+        return (g + self.correction(g)).double().numpy()
+
+    def correction(self, g: Tensor) -> Tensor:
+        """Return what the preconditioner adds to a vector (p,), float32."""
+        return self.basis @ (self.shrink * (self.basis.T @ g))
