@@ -3,8 +3,8 @@
 MNIST, 2,000 test images (epochs tried: 5, 15, 25); one-vs-rest head on the penultimate features,
 (1, 1e-5), sigma = 0.001; 1% of the other 6,000 rows deleted, against L-BFGS from cold to the
 same gradient norm and against training the CNN itself again; then twenty deletions of 0.5% in a
-row. One thread, CPU seconds, the ratios from one run. Where mixing is not there after 20
-passes, the Newton solver takes over: that draw is several times slower than the others.
+row. One thread, CPU seconds, the ratios from one run. Where mixing is slow it factors the Hessian
+once more on the way: that draw takes up to twice the passes of the others.
 
     SK_UNLEARN_DATA=... python benchmarks/permanent.py [--quick]
 """
@@ -159,7 +159,8 @@ def main() -> None:
     )
     print(
         f"{n_deletions} deletions of {n_forget // 2} in a row, rebuilding counted: "
-        f"{many['seconds']:.2f} s, passes {many['passes']}, accuracy {many['accuracy'][0]:.4f} to "
+        f"{many['seconds']:.2f} s, passes {[round(p) for p in many['passes']]}, "
+        f"accuracy {many['accuracy'][0]:.4f} to "
         f"{many['accuracy'][-1]:.4f}, {'formal' if many['formal'] else 'NOT FORMAL'}"
     )
     print(f"peak memory {peak:.0f} MiB")

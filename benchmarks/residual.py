@@ -10,13 +10,19 @@ costs it nothing). Both get value and gradient from one pass over blocks of rows
 cache, as ours do; "oracle, numpy" from two products with the whole matrix, as is usual.
 
 Limits, after attempts. Passes, 1% and 10% of MNIST: about 5 and 11, aimed at 4 and 8. What slows
-the last digits is retained rows whose curvature the deletion changes. Correcting the factors for
-the 100 or 200 of them that change most, for each class (Woodbury), or for 800 within conjugate
-gradients, reaches 4 to 5 and 8 to 9, and takes 1.2 to 2 times as long; more deleted rows in the
-correction, a longer memory of the mixing, type I mixing and single precision gain nothing. Adult:
-the oracle is there after 11 to 14 evaluations of 4 ms and a deletion is 2 or 3 passes of 3 ms with
-the certificate, the ledger and the copies of the rows around them; 9 times as fast, the aim, would
-have to be one pass and nothing else.
+the last digits is retained rows whose curvature the deletion changes. Correcting the factors after
+the first pass for the 200 of them that change most, for each class (Woodbury), makes it 4.5 and 7.5
+passes, for 400 4 and 6.5, and takes longer than the passes it saves; more deleted rows in the
+correction, a longer memory of the mixing, type I mixing and single precision gain nothing.
+
+Adult: 9 times as fast as the oracle, the aim, would be one pass and nothing else. The oracle is
+there after 11 to 14 evaluations of 4 ms; a deletion is 2 or 3 passes of 2.5 ms, 1 ms to correct the
+factors, 1 ms to copy the rows that stay, and 3 ms for the proof, the certificate, the ledger and
+the released net. With a tensor of third derivatives the first step would leave a gradient of 2e-8
+to 1.2e-7, below the tolerance, instead of 1e-5, and one pass would do; but the tensor takes 0.6 s
+to build, three times the fit, and again after each release. One head for both, which mirror each
+other, saves a sixth of the method's time. The gap is noise of 6,561 test rows, over ten times the
+draws of the others.
 
 Ridge in closed form (`Analytic`, 50 columns, 100 rows deleted) makes no pass: the method costs
 the same for any number of rows; what grows is the estimator's copy of the rows that stay and its
@@ -261,7 +267,7 @@ def main() -> None:
         else:
             data = mnist()
             results += [one("MNIST 8k scattering", data, 1e-5, share, draws) for share in SHARES]
-            results.append(one("Adult 26k", adult(), 1e-4, 0.01, draws))
+            results.append(one("Adult 26k", adult(), 1e-4, 0.01, 10 * draws))
             results += [ridge(n, draws) for n in (10_000, 100_000, 1_000_000)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory {peak:.0f} MiB; cold and oracle: L-BFGS CPU seconds over ours")

@@ -34,8 +34,8 @@ class Residual(OneShotMethod):
     Applies with ``lam > 0`` to :class:`sk_unlearn.modules.LinearHead`,
     :class:`sk_unlearn.modules.LinearRegressor`, :class:`sk_unlearn.modules.FeatureHead` on a
     frozen network, and :class:`sk_unlearn.modules.Linearized`, a whole network to first order.
-    ``fit`` solves in float64 and takes no gradient steps. For a head it keeps Cholesky factors of
-    each class's Hessian, up to 1 GiB; else one for all classes; else a sketch of rank 300.
+    ``fit`` solves in float64 and takes no gradient steps. For a head it keeps the inverse of each
+    class's Hessian, up to 1 GiB; else one for all classes; else a sketch of rank 300.
 
     Parameters
     ----------
