@@ -182,9 +182,9 @@ def one(name: str, data, lam: float, share: float, draws: int) -> dict[str, floa
         )
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     gaps = [100 * (row["certified"] - row["retrained"]) for row in rows]
-    error = np.std(gaps, ddof=1) / draws**0.5 if draws > 1 else np.nan
+    error = f"±{np.std(gaps, ddof=1) / draws**0.5:5.3f}" if draws > 1 else ""
     print(
-        f"{name:20}{share:5.0%} {100 * mean['retrained']:8.2f} {np.mean(gaps):+8.3f} ±{error:5.3f} "
+        f"{name:20}{share:5.0%} {100 * mean['retrained']:8.2f} {np.mean(gaps):+8.3f} {error:6} "
         f"{mean['seconds']:9.3f} {mean['cold L-BFGS seconds'] / mean['seconds']:8.0f}x "
         f"{mean['oracle-stopped seconds'] / mean['seconds']:8.1f}x "
         f"{mean['oracle-stopped seconds, numpy'] / mean['seconds']:8.1f}x {mean['passes']:7.1f} "
