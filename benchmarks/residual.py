@@ -24,11 +24,16 @@ to build, three times the fit, and again after each release. One head for both, 
 other, saves a sixth of the method's time. The gap is noise of 6,561 test rows, over ten times the
 draws of the others.
 
+``--cifar 50000 --patches --quick --patience 60``: all rows of CIFAR-10, 800 features whose filters
+are patches of two public photographs (`_photo_patches.py`), in place of scattering; one draw.
+L-BFGS from cold has so many CPU seconds; where that is not enough, the table says ">" and the ratio
+is a lower bound.
+
 Ridge in closed form (`Analytic`, 50 columns, 100 rows deleted) makes no pass: the method costs
 the same for any number of rows; what grows is the estimator's copy of the rows that stay and its
 count of their duplicates.
 
-    SK_UNLEARN_DATA=... python benchmarks/residual.py [--quick | --cifar N]
+    SK_UNLEARN_DATA=... python benchmarks/residual.py [--quick] [--cifar N]
 """
 
 from __future__ import annotations
@@ -41,12 +46,14 @@ from pathlib import Path
 from time import process_time
 
 import numpy as np
+from _photo_patches import PhotoPatches
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from sk_unlearn import CertifiedNeuralClassifier
+from sk_unlearn.convex import minimise
 from sk_unlearn.datasets import load_adult, load_cifar10, load_mnist
-from sk_unlearn.features import Scattering2D
+from sk_unlearn.features import Scattering2D, TorchFeatures
 from sk_unlearn.head_risk import HeadRisk
 from sk_unlearn.methods import Analytic
 from sk_unlearn.modules import LinearHead, RidgeHead
@@ -68,11 +75,14 @@ def adult():
     return X[train], y[train], X[test], y[test]
 
 
-def cifar10(n: int = 15_000):
+def cifar10(n: int, patches: bool):
     X, y = load_cifar10(subset="train", return_X_y=True)
     X_test, y_test = load_cifar10(subset="test", return_X_y=True)
-    scatter = Scattering2D(J=2, L=8, groups=27, pool=2)
-    return scatter.transform(X[:n]), y[:n], scatter.transform(X_test), y_test
+    if patches:
+        features = TorchFeatures(PhotoPatches(100), batch_size=16)
+    else:
+        features = Scattering2D(J=2, L=8, groups=27, pool=2)
+    return features.transform(X[:n]), y[:n], features.transform(X_test), y_test
 
 
 def in_blocks(risk: HeadRisk):
@@ -102,8 +112,10 @@ def in_numpy(risk: HeadRisk):
     return evaluate
 
 
-def lbfgs(evaluate, start: np.ndarray, enough) -> tuple[np.ndarray, float, int]:
-    """Minimise by L-BFGS until ``enough(W, gradient)``, whose time does not count."""
+def lbfgs(
+    evaluate, start: np.ndarray, enough, patience: float = np.inf
+) -> tuple[np.ndarray, float, int]:
+    """Minimise by L-BFGS until ``enough(W, gradient)``, whose time does not count, or too long."""
     passes, paused, last = 0, 0.0, start
 
     class Enough(Exception):
@@ -117,20 +129,20 @@ def lbfgs(evaluate, start: np.ndarray, enough) -> tuple[np.ndarray, float, int]:
         begun = process_time()
         stop = enough(last, gradient)
         paused += process_time() - begun
-        if stop:
+        if stop or begun - started - paused > patience:
             raise Enough
         return value, gradient.ravel()
 
-    begun = process_time()
+    started = process_time()
     try:
         options = {"maxiter": 20_000, "maxfun": 40_000, "gtol": 0.0, "ftol": 0.0, "maxcor": 20}
         minimize(value_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     except Enough:
         pass
-    return last, process_time() - begun - paused, passes
+    return last, process_time() - started - paused, passes
 
 
-def one(name: str, data, lam: float, share: float, draws: int) -> dict[str, float]:
+def one(name: str, data, lam: float, share: float, draws: int, patience=np.inf) -> dict:
     X, y, X_test, y_test = data
     n_forget = int(share * len(y))
     rows = []
@@ -154,9 +166,10 @@ def one(name: str, data, lam: float, share: float, draws: int) -> dict[str, floa
         risk = HeadRisk(X[keep], y[keep], *_kind(net), multi_class="ovr")
         zero = np.zeros(risk.shape)
         W, cold, cold_passes = lbfgs(
-            in_blocks(risk), zero, lambda W, g, tol=tol: np.linalg.norm(g) <= tol
+            in_blocks(risk), zero, lambda W, g, tol=tol: np.linalg.norm(g) <= tol, patience
         )
-        retrained = _accuracy(W, X_test, y_test)
+        norm = float(np.linalg.norm(in_blocks(risk)(W)[1]))
+        retrained = _accuracy(minimise(risk, W, tol).weights, X_test, y_test)
 
         def there(W, gradient, goal=retrained - 1e-3):
             return _accuracy(W, X_test, y_test) >= goal
@@ -175,6 +188,7 @@ def one(name: str, data, lam: float, share: float, draws: int) -> dict[str, floa
                 "passes": certificate.diagnostics["updated_in_passes"],
                 "cold L-BFGS seconds": cold,
                 "cold L-BFGS passes": cold_passes,
+                "cold L-BFGS gradient norm over the tolerance": norm / tol,
                 "oracle-stopped seconds": oracle,
                 "oracle-stopped passes": oracle_passes,
                 "oracle-stopped seconds, numpy": usual,
@@ -183,9 +197,11 @@ def one(name: str, data, lam: float, share: float, draws: int) -> dict[str, floa
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     gaps = [100 * (row["certified"] - row["retrained"]) for row in rows]
     error = f"±{np.std(gaps, ddof=1) / draws**0.5:5.3f}" if draws > 1 else ""
+    slow = any(row["cold L-BFGS gradient norm over the tolerance"] > 1 for row in rows)
+    cold_ratio = f"{'>' * slow}{mean['cold L-BFGS seconds'] / mean['seconds']:.0f}x"
     print(
         f"{name:20}{share:5.0%} {100 * mean['retrained']:8.2f} {np.mean(gaps):+8.3f} {error:6} "
-        f"{mean['seconds']:9.3f} {mean['cold L-BFGS seconds'] / mean['seconds']:8.0f}x "
+        f"{mean['seconds']:9.3f} {cold_ratio:>9} "
         f"{mean['oracle-stopped seconds'] / mean['seconds']:8.1f}x "
         f"{mean['oracle-stopped seconds, numpy'] / mean['seconds']:8.1f}x {mean['passes']:7.1f} "
         f"{mean['rebuild seconds']:9.2f} {mean['fit seconds']:8.2f}  "
@@ -251,6 +267,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the size that make bench runs")
     parser.add_argument("--cifar", type=int, help="this many rows of CIFAR-10, and nothing else")
+    parser.add_argument("--patches", action="store_true", help="for --cifar: not scattering")
+    parser.add_argument(
+        "--patience", type=float, default=np.inf, help="CPU seconds for cold L-BFGS on CIFAR-10"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
@@ -263,7 +283,8 @@ def main() -> None:
     with threadpool_limits(1):
         if args.cifar:
             name = f"CIFAR-10 {args.cifar / 1000:g}k"
-            results.append(one(name, cifar10(args.cifar), 1e-5, 0.01, draws))
+            data = cifar10(args.cifar, args.patches)
+            results.append(one(name, data, 1e-5, 0.01, draws, args.patience))
         else:
             data = mnist()
             results += [one("MNIST 8k scattering", data, 1e-5, share, draws) for share in SHARES]
