@@ -156,7 +156,7 @@ class Coarse(Recorder):
 
     def __init__(self, risk, other, can_sharpen=True):
         super().__init__(risk)
-        self.other, self.can_sharpen, self.sharpened = other, can_sharpen, 0
+        self.other, self.can_sharpen, self.sharpened, self.missed = other, can_sharpen, 0, 0
 
     @property
     def now(self):
@@ -174,6 +174,7 @@ class Coarse(Recorder):
         return (norm, 0.0, gradient) if norm > tol else super().gradient_norm_bound(W, tol)
 
     def sharpen(self):
+        self.missed = self.missed or len(self.seen)
         self.sharpened += self.can_sharpen
         return self.can_sharpen and self.sharpened == 1
 
@@ -184,7 +185,9 @@ def test_a_coarse_search_is_sharpened_where_the_proof_fails(multi_class, slip):
     exact = make_risk(multi_class)
     shifted = exact.X[:, :-1] * (1 + slip)
     other = HeadRisk(shifted, exact.y, 3, exact.lam, exact.reference, multi_class)
-    found = minimise(Coarse(exact, other), zero(exact), 1e-10)
+    coarse = Coarse(exact, other)
+    found = minimise(coarse, zero(exact), 1e-10)
+    assert coarse.missed == 1  # one proof is enough to know
     assert found.bound == exact.gradient_norm_bound(found.weights)[0] <= 1e-10
     stuck = minimise(Coarse(exact, other, can_sharpen=False), zero(exact), 1e-10)
     assert stuck.bound > 1e-10

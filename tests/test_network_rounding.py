@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sk_unlearn._bounded import FUNCTION_ERROR, UNIT, Bounded
+from sk_unlearn._bounded import FUNCTION_ERROR, UNIT, Bounded, _smallest
 from sk_unlearn._layers import Average, Kink, Saturating
 from sk_unlearn._network_layers import build
 from sk_unlearn._places import pixel_labels, window_labels
@@ -387,6 +387,14 @@ def test_overflow_is_an_error(size):
         net.weight.fill_(1e200)
     with pytest.raises(ValueError, match="not finite"):
         features_with_error(net, np.full((1, 2), size))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.0, allow_nan=False) | st.just(5e-324), max_size=9), st.booleans())
+def test_the_least_number_above_zero(numbers, turned):
+    x = torch.tensor(numbers, dtype=torch.float64).repeat(3, 1)
+    least = min((number for number in numbers if number > 0), default=1.0)
+    assert min(_smallest(x.T if turned else x), 1.0) == min(least, 1.0)
 
 
 def test_zero_rows_are_exact():
