@@ -237,7 +237,7 @@ class TrainingRows:
     def count_duplicates(self, deleted: TrainingRows) -> int:
         """Count the rows here that are equal, in features and label or target, to a deleted row."""
         keys, gone = self._keys(), deleted._keys()
-        marked = np.zeros(2**16, dtype=bool)
+        marked = np.zeros(2**16, dtype=bool)  # by the last bits, which leaves few keys to compare
         marked[gone.astype(np.uint16)] = True
         return int(np.isin(keys[marked[keys.astype(np.uint16)]], gone).sum())
 

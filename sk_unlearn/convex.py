@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 Map = Callable[[np.ndarray], np.ndarray]
 
-FLOOR = 2.0
+_FLOOR = 2.0
 _SHARE = 0.03
 """Of the gradient that the first direction leaves; later ones follow how far the last step came
 (Eisenstat and Walker 1996, choice 2)."""
@@ -110,11 +110,16 @@ class Minimum:
     @property
     def at_floor(self) -> bool:
         """Whether the computed gradient is lost in its rounding: no step can improve on it."""
-        return self.bound <= FLOOR * self.rounding
+        return self.reaches(None)
 
     def reaches(self, tol: float | None) -> bool:
         """Whether the gradient norm is proved to be at most `tol`; None: lost in its rounding."""
-        return self.at_floor if tol is None else self.bound <= tol
+        return self.bound <= goal(self.rounding, tol)
+
+
+def goal(rounding: float, tol: float | None) -> float:
+    """Return the bound to reach: `tol`, or for None one that its rounding part dominates."""
+    return _FLOOR * rounding if tol is None else tol
 
 
 def minimise(
@@ -166,8 +171,7 @@ def minimise(
         for iteration in range(max_iter + 1):
             if iteration or W is not start:
                 bound, rounding, gradient = risk.gradient_norm_bound(W, tol)
-            enough = FLOOR * rounding if tol is None else tol
-            if bound <= enough or iteration == max_iter or not gradient.any():
+            if bound <= goal(rounding, tol) or iteration == max_iter or not gradient.any():
                 break
             if products >= risk.factor_cost and (fresh := risk.factors(W)) is not None:
                 factors, precondition = fresh, fresh.solve
@@ -176,11 +180,11 @@ def minimise(
             if tol is not None and rounding and risk.sharpen():  # a proof ran, and was missed
                 value, smallest = risk.value(W), inf
             share = min(_SHARE, 0.9 * (norm / (previous or norm)) ** 2)
-            goal, previous = norm * max(share, risk.product_accuracy, 1e-10), norm
+            target, previous = norm * max(share, risk.product_accuracy, 1e-10), norm
             if tol is not None and norm > tol:
-                goal = max(goal, 0.3 * tol)
+                target = max(target, 0.3 * tol)
             step, spent = _conjugate_gradients(
-                risk.hessian_product(W), gradient, precondition, goal
+                risk.hessian_product(W), gradient, precondition, target
             )
             products += spent
             smallest = min(smallest, norm)

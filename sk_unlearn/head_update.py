@@ -15,7 +15,7 @@ from math import inf, log
 import numpy as np
 from scipy.linalg.blas import dsymm
 
-from .convex import FLOOR, Minimum
+from .convex import Minimum, goal
 from .head_factors import HeadFactors, HeadSketch
 from .head_risk import HeadRisk
 from .logit_losses import Map
@@ -141,8 +141,8 @@ def _mixed(
             best = Minimum(W, bound, rounding, n_iter)
         if best.reaches(tol) or not bound <= 1e3 * best.bound:
             break
-        goal = FLOOR * rounding if tol is None else tol
-        if fresh is None and _passes_to_come(bounds, goal) > risk.factor_cost + _AFTER_FACTORS:
+        to_come = _passes_to_come(bounds, goal(rounding, tol))
+        if fresh is None and to_come > risk.factor_cost + _AFTER_FACTORS:
             fresh = risk.factors(W)
             solve, points, steps = fresh.solve, [], []
         points.append(W)

@@ -104,7 +104,7 @@ class LinearizedRisk:
         return self._gradient(self._exact if self._sharp else self._fast, self.logits(v), v)
 
     def _logits_by(self, jacobian: Jacobian, v: np.ndarray) -> np.ndarray:
-        self.n_passes += 0.5 * v.any()
+        self.n_passes += 0.5 * bool(v.any())
         return _logits(jacobian, v)
 
     def _gradient(self, jacobian: Jacobian, logits: np.ndarray, v: np.ndarray) -> np.ndarray:

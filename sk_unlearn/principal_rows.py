@@ -81,7 +81,7 @@ def first_dense(model: Linearized, n_features: int) -> str | None:
     """
     if obstacle(model.network) is not None:
         return None
-    passive = (nn.Flatten, nn.Identity, nn.Dropout)
+    passive = (nn.Flatten, nn.Identity)
     name, layer = next(pair for pair in chain(model.network) if type(pair[1]) not in passive)
     dense = type(layer) is nn.Linear and f"{name}weight" in model.names
     wide = dense and 2 * N_DIRECTIONS <= layer.in_features == n_features
